@@ -1,0 +1,1 @@
+"""Reproduce, number by number, what three papers print about CIFAR-10."""

@@ -1,0 +1,230 @@
+"""The files of a run: what `train` writes to `runs/MODEL-SEED` and `evaluate` to `reports/runs/MODEL-SEED`.
+
+    plan.json            the plan that was trained, byte for byte
+    provenance.json      what is not repeatable: when, where, with which versions
+    history.csv          per epoch: learning rate, losses and errors; equal whenever the run is repeated
+    timing.csv           per epoch: seconds, images per second, when it ended
+    weights.safetensors  the net after the last step (runs/ only)
+    metrics.json         the errors (reports/runs/ only)
+    predictions.npz      per test image: true class, predicted class, both probabilities (reports/runs/ only)
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from resnet_repro.params import Architecture, Engine, Recipe
+
+FORMAT = 1
+"""Version of these files. Readers understand all versions up to this one."""
+
+PLAN, PROVENANCE, METRICS = "plan.json", "provenance.json", "metrics.json"
+HISTORY, TIMING = "history.csv", "timing.csv"
+WEIGHTS, PREDICTIONS = "weights.safetensors", "predictions.npz"
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Plan(Record):
+    """One model, resolved: everything that decides its numbers. Written by `plan`, neutral defaults left out."""
+
+    model: str
+    recipe_name: str
+    layers: int
+    """weighted layers on the main path: convolutions and the linear layer, projections not counted"""
+    parameters: int
+    architecture: Architecture
+    recipe: Recipe
+    engine: Engine = Engine()
+    fingerprint: dict[str, str]
+    """digests of what the code computes for this model, by component"""
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        return cls.model_validate_json(path.read_text(encoding="utf-8"), strict=False)
+
+
+class Provenance(Record):
+    """Who trained this run, where and with what."""
+
+    format: int = FORMAT
+    uid: str
+    """one per training, kept through interruptions"""
+    model: str
+    seed: int
+    started_at: float
+    finished_at: float
+    """seconds since 1970"""
+    duration_seconds: float
+    """spent training, interruptions not counted"""
+    sessions: int = 1
+    """1 + the number of times it was resumed"""
+    device: str
+    device_name: str
+    mode: str
+    precision: str
+    threads: int
+    deterministic: bool
+    peak_memory_bytes: int | None = None
+    images_per_second: float
+    versions: dict[str, str]
+    platform: str
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    data_sha256: str
+    plan_sha256: str
+    weights_sha256: str
+
+
+class Metrics(Record):
+    """The errors of one run, percent of the test images (validation: of the images held out)."""
+
+    format: int = FORMAT
+    model: str
+    seed: int
+    steps: int
+    epochs: int
+    num_test_images: int
+    test_error_percent: float
+    """of the last step's weights: the headline"""
+    test_loss: float
+    lowest_test_error_percent: float
+    lowest_test_error_epoch: int
+    """over all epochs: the test set chose it"""
+    best_validation_epoch: int | None = None
+    best_validation_error_percent: float | None = None
+    best_validation_test_error_percent: float | None = None
+    """test error of the epoch with the lowest validation error"""
+    train_error_percent: float
+    train_loss: float
+    confusion: list[list[int]]
+    """[true class][predicted class], test images"""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of the history and of the timing. Errors in percent; losses are mean cross-entropy in nats."""
+
+    epoch: int  # counted from 1
+    step: int  # steps done at its end
+    learning_rate: float  # of its last step
+    train_loss: float
+    train_error_percent: float
+    test_loss: float
+    test_error_percent: float
+    validation_loss: float | None
+    validation_error_percent: float | None
+    seconds: float
+    train_seconds: float
+    images_per_second: float  # training only
+    finished_at: float  # seconds since 1970
+
+
+TIMING_COLUMNS = ("seconds", "train_seconds", "images_per_second", "finished_at")
+
+
+def write_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:
+    """history.csv and timing.csv."""
+    table = pd.DataFrame([asdict(epoch) for epoch in epochs], columns=[f.name for f in fields(Epoch)])
+    keys = ["epoch", "step"]
+    table.drop(columns=list(TIMING_COLUMNS)).to_csv(folder / HISTORY, index=False)
+    table[[*keys, *TIMING_COLUMNS]].to_csv(folder / TIMING, index=False)
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """history.csv joined with timing.csv: the columns of `Epoch`, missing values as NaN."""
+    history, timing = pd.read_csv(folder / HISTORY), pd.read_csv(folder / TIMING)
+    return history.merge(timing, on=["epoch", "step"])[[f.name for f in fields(Epoch)]]
+
+
+def write_predictions(path: Path, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """Write (N,) true classes and (N, 10) probabilities as some 50 KB per 10,000 images."""
+    predicted = probabilities.argmax(axis=1)
+    rows = np.arange(len(labels))
+    np.savez_compressed(
+        path,
+        label=labels.astype(np.uint8),
+        predicted=predicted.astype(np.uint8),
+        probability_predicted=probabilities[rows, predicted].astype(np.float16),
+        probability_label=probabilities[rows, labels].astype(np.float16),
+    )
+
+
+def read_predictions(path: Path) -> dict[str, np.ndarray]:
+    """The four arrays of `write_predictions`, each (N,): label, predicted uint8; probability_* float16."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@dataclass(frozen=True)
+class RunEvidence:
+    """What is committed of one run, read from `reports/runs/MODEL-SEED`."""
+
+    key: str
+    folder: Path
+    plan: Plan
+    provenance: Provenance
+    metrics: Metrics
+    history: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunEvidence":
+        return cls(
+            key=folder.name,
+            folder=folder,
+            plan=Plan.read(folder / PLAN),
+            provenance=Provenance.model_validate_json((folder / PROVENANCE).read_text()),
+            metrics=Metrics.model_validate_json((folder / METRICS).read_text()),
+            history=read_history(folder),
+        )
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        return read_predictions(self.folder / PREDICTIONS)
+
+
+def write_json(path: Path, record: BaseModel | dict[str, Any]) -> None:
+    content = record.model_dump(mode="json") if isinstance(record, BaseModel) else record
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write so that a reader, or the machine after a power cut, finds the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide it from the group  # noqa: PTH101
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,399 @@
+"""`params.yaml` as frozen, validated objects.
+
+Every default below is *neutral*: the plain behaviour of a model or a recipe that says nothing about the
+option. A plan (`resnet_repro.plan`) leaves neutral values out, so an option that is added here later, with
+a neutral default, changes no plan of a model that does not use it.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from resnet_repro.errors import ParamsError
+
+
+class Section(BaseModel):
+    """Frozen, strict, and closed: an unknown key or a value of another type is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+S = TypeVar("S", bound=Section)
+
+# YAML has lists only; strict mode would refuse one where a tuple is meant.
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInts = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Data(Section):
+    """Where the data comes from and what it must be."""
+
+    urls: Strings
+    members: dict[str, Sha256]
+    """sha256 of each of the seven files of the archive; nothing else of it is read."""
+    arrays: dict[str, Sha256] = {}
+    """sha256 of each array that `prepare` writes; empty for data of one's own."""
+
+
+class BatchNorm(Section):
+    """Batch normalisation: `running` uses running statistics at test time, `batch` those of the test batch
+    itself (a-martyn's note 5), `none` leaves the layer out (convolutions then have a bias)."""
+
+    kind: Literal["running", "batch", "none"] = "running"
+    eps: Rate = 1e-5
+    momentum: Rate = 0.1
+    group_size: PositiveInt | None = None
+    """images per statistic; the papers trained 128 images as 64 on each of two GPUs. None: the whole batch."""
+
+
+class Architecture(Section):
+    """One net. `family` fixes the unit, `depth` the number of weighted layers.
+
+    plain, resnet: He 2015; preact, original: He 2016 (the pre-activation and the original unit);
+    wide: Zagoruyko 2016; lasagne: what the Lasagne project really builds.
+    """
+
+    family: Literal["plain", "resnet", "preact", "wide", "lasagne"]
+    depth: PositiveInt
+    block: Literal["basic", "bottleneck"] = "basic"
+    widen_factor: PositiveInt = 1
+    shortcut: Literal["A", "B", "C", "reshape"] | None = None
+    """He 2015 section 3.3: A zero padding, B projection where the shape changes, C projection everywhere;
+    reshape moves every pixel into channels instead of dropping three of four (a-martyn's note 4).
+    None: the family's own (resnet A; preact A for basic and B for bottleneck; wide B)."""
+    dropout: Fraction = 0.0
+    conv_padding: Literal["zeros", "reflect"] = "zeros"
+    subsampling: Literal["stride", "pool"] = "stride"
+    """`pool`: stride 1 and a 2x2 average pool after it, where the papers' nets have stride 2."""
+    batch_norm: BatchNorm = BatchNorm()
+
+    @model_validator(mode="after")
+    def _depth_fits(self) -> Self:
+        step, offset = self.depth_rule
+        if self.depth <= offset or (self.depth - offset) % step:
+            below = max((self.depth - offset) // step, 1)
+            near = sorted({step * n + offset for n in (below, below + 1)})
+            raise ValueError(
+                f"depth {self.depth} does not exist for {self.family} nets of {self.block} blocks: "
+                f"it is {step}n+{offset}, such as {' or '.join(map(str, near))}"
+            )
+        if self.family in ("plain", "wide") and self.block == "bottleneck":
+            raise ValueError(f"{self.family} nets have basic blocks only")
+        if self.family == "plain" and self.shortcut is not None:
+            raise ValueError("a plain net has no shortcuts: leave `shortcut` out")
+        if self.widen_factor != 1 and self.family not in ("wide", "lasagne"):
+            raise ValueError("widen_factor is for the families wide and lasagne")
+        return self
+
+    @property
+    def depth_rule(self) -> tuple[int, int]:
+        """(step, offset) of the depths that exist: 6n+2 (He 2015), 9n+2 (He 2016), 6n+4 (Zagoruyko 2016)."""
+        if self.block == "bottleneck":
+            return 9, 2
+        wide = self.family == "wide" or (self.family == "lasagne" and self.widen_factor > 1)
+        return (6, 4) if wide else (6, 2)
+
+    @property
+    def blocks_per_group(self) -> int:
+        step, offset = self.depth_rule
+        return (self.depth - offset) // step
+
+
+class Warmup(Section):
+    """A lower rate at first: for a fixed length (He 2016), or until the training error of an epoch is
+    below a bound (He 2015, ResNet-110), decided at epoch ends."""
+
+    learning_rate: Rate
+    length: PositiveInt | None = None
+    """in the schedule's unit"""
+    until_train_error_percent: Annotated[float, Field(gt=0, lt=100)] | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if (self.length is None) == (self.until_train_error_percent is None):
+            raise ValueError("a warm-up ends after a `length` or by `until_train_error_percent`: give one of them")
+        return self
+
+
+class Schedule(Section):
+    """The learning rate as a function of the step (or of the epoch, counted from 0)."""
+
+    unit: Literal["steps", "epochs"]
+    stop: PositiveInt
+    learning_rate: Rate
+    drops: PositiveInts
+    """the first step (or epoch) with the lower rate"""
+    drop_factor: Annotated[float, Field(gt=0, lt=1)]
+    warmup: Warmup | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if list(self.drops) != sorted(set(self.drops)) or (self.drops and self.drops[-1] >= self.stop):
+            raise ValueError(f"drops {list(self.drops)} must rise and lie before stop {self.stop}")
+        return self
+
+
+class Preprocessing(Section):
+    """What is subtracted and divided, always computed on the images that are trained on.
+
+    pixel_mean: the per-pixel mean (He 2015); mean_std: channel mean and standard deviation; zca: global
+    contrast normalisation and ZCA whitening (Zagoruyko 2016, section 3); constants: the numbers given.
+    """
+
+    kind: Literal["pixel_mean", "mean_std", "zca", "constants"]
+    mean: Numbers = ()
+    std: Numbers = ()
+    """for `constants`: three each, on pixels from 0 to 1"""
+
+    @model_validator(mode="after")
+    def _constants(self) -> Self:
+        wanted = 3 if self.kind == "constants" else 0
+        if len(self.mean) != wanted or len(self.std) != wanted:
+            raise ValueError(f"{self.kind} takes {wanted} values for each of mean and std")
+        return self
+
+
+class Augmentation(Section):
+    """Pad, crop, flip. `draw: batch` gives all images of a batch the same crop and flip (the Lasagne code)."""
+
+    padding: Annotated[int, Field(ge=0, le=16)] = 4
+    fill: Literal["zero", "black", "reflect"] = "zero"
+    """zero: zeros after preprocessing; black: zeros before it; reflect: mirrored pixels (Zagoruyko 2016)."""
+    crop: Literal["random", "five", "none"] = "random"
+    flip: bool = True
+    draw: Literal["image", "batch"] = "image"
+
+
+class Recipe(Section):
+    """How a model is trained."""
+
+    source: str
+    """where each of these values comes from, in a few words"""
+    short: bool = False
+    """a schedule shorter than the paper's: its runs never stand beside a paper's number"""
+    schedule: Schedule
+    batch_size: PositiveInt
+    last_batch: Literal["keep", "drop"] = "keep"
+    momentum: Fraction
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0, lt=1)]
+    decayed: Literal["all", "weights", "weights_and_scales"] = "all"
+    """what decays: everything; convolution and linear weights; those and batch normalisation's scales"""
+    initialization: Literal["fan_in", "fan_out", "a_martyn", "lasagne"]
+    preprocessing: Preprocessing
+    augmentation: Augmentation = Augmentation()
+    held_out: Annotated[int, Field(ge=0)] = 0
+    """training images held out for validation"""
+    split_seed: int = 0
+    train_error: Literal["running", "eval"] = "running"
+    """running: the mean over the epoch's augmented batches in train mode; eval: a pass over the augmented
+    training images in eval mode after the epoch (a-martyn)"""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.augmentation.fill == "black" and self.preprocessing.kind in ("pixel_mean", "zca"):
+            raise ValueError("fill `black` needs one mean per channel: preprocessing mean_std or constants")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class Engine(Section):
+    """How the arithmetic is done. `auto` picks the fastest that this machine has; what was taken is recorded."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    mode: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 means all cores. Another number of threads gives other bits."""
+    deterministic: bool = True
+
+
+class ModelParams(Section):
+    """One row of a table."""
+
+    architecture: Architecture
+    recipe: str
+    changes: dict[str, Any] = {}
+    """keys of the recipe that this model sets otherwise"""
+    engine: dict[str, Any] = {}
+    """keys of `engine` that this model sets otherwise"""
+
+
+class Run(Section):
+    model: str
+    seed: PositiveInt
+
+
+class Params(Section):
+    """The whole of `params.yaml`, with every model's recipe resolved and every run's model known."""
+
+    data: Data
+    engine: Engine = Engine()
+    recipes: dict[str, Recipe]
+    models: dict[str, ModelParams]
+    runs: dict[str, Run]
+    ablations: dict[str, Run] = {}
+
+    @model_validator(mode="after")
+    def _references(self) -> Self:
+        for name, model in self.models.items():
+            _known(("models", name, "recipe"), model.recipe, self.recipes, "recipe")
+            self.recipe_of(name)
+            self.engine_of(name)
+        for group in ("runs", "ablations"):
+            for key, run in getattr(self, group).items():
+                _known((group, key, "model"), run.model, self.models, "model")
+                if key != f"{run.model}-{run.seed}":
+                    raise Misplaced((group, key), f"this run is called {run.model}-{run.seed}")
+        if twice := set(self.runs) & set(self.ablations):
+            raise Misplaced(("ablations", min(twice)), "this run stands under `runs` already")
+        return self
+
+    @property
+    def planned_models(self) -> list[str]:
+        """The models that some run trains, in the order of `models`."""
+        used = {run.model for run in (*self.runs.values(), *self.ablations.values())}
+        return [name for name in self.models if name in used]
+
+    def recipe_of(self, model: str) -> Recipe:
+        params = self.models[model]
+        return _changed(self.recipes[params.recipe], params.changes, ("models", model, "changes"))
+
+    def engine_of(self, model: str) -> Engine:
+        return _changed(self.engine, self.models[model].engine, ("models", model, "engine"))
+
+
+def load(path: Path) -> Params:
+    """Read and validate a params file.
+
+    Raises:
+        ParamsError: names the file, the line, what is wrong and, for an unknown name, the nearest one.
+    """
+    try:
+        tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ParamsError(f"{path}:{line}: {error.problem or error.context}") from None
+    if not isinstance(tree, Mapping):
+        raise ParamsError(f"{path}:1: expected the sections {', '.join(Params.model_fields)}")
+    try:
+        return Params.model_validate(_plain(tree))
+    except ValidationError as error:
+        raise ParamsError("\n".join(_describe(path, tree, error))) from None
+    except Misplaced as error:
+        raise ParamsError(f"{path}:{_line(tree, error.place)}: {_dotted(error.place)}: {error}") from None
+
+
+class Misplaced(Exception):  # noqa: N818 - turned into a ParamsError by `load`, which knows the lines
+    """A value that is well-formed and still wrong, with its place in the file.
+
+    Deliberately no ValueError: pydantic would wrap it and lose the place.
+    """
+
+    def __init__(self, place: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+def _known(place: tuple[str | int, ...], name: str, known: Mapping[str, object], what: str) -> None:
+    if name not in known:
+        raise Misplaced(place, f"there is no {what} {name!r}{_nearest(name, known)}")
+
+
+def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def _changed(section: S, changes: Mapping[str, Any], place: tuple[str | int, ...]) -> S:
+    """`section` with some keys replaced (nested mappings merged), validated anew."""
+    merged = _merge(section.model_dump(), changes)
+    try:
+        return type(section).model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        inner = tuple(part for part in first["loc"])
+        raise Misplaced((*place, *inner), _message(type(section), first)) from None
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _plain(node: Any) -> Any:
+    """ruamel's commented containers and scalars as plain Python ones."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _describe(path: Path, tree: Any, error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        place = tuple(item["loc"])
+        yield f"{path}:{_line(tree, place)}: {_dotted(place)}: {_message(Params, item)}"
+
+
+def _message(root: type[BaseModel], item: Any) -> str:
+    if item["type"] == "extra_forbidden":
+        *parents, key = item["loc"]
+        return f"unknown key{_nearest(str(key), _fields(root, parents))}"
+    if item["type"] == "missing":
+        return "this key is missing"
+    text = item["msg"].removeprefix("Value error, ")
+    got = item["input"]
+    shown = "" if isinstance(got, Mapping | BaseModel) else f", not {got!r}"
+    if isinstance(got, str) and item["type"].startswith(("float", "int")):
+        shown += " (a number is written without quotes, and in YAML 1e-4 as 1.0e-4)"
+    return text[0].lower() + text[1:] + ("" if item["type"] == "value_error" else shown)
+
+
+def _fields(root: type[BaseModel], parents: list[str | int]) -> list[str]:
+    """The keys allowed at a place below `root`."""
+    annotation: Any = root
+    for part in parents:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            field = annotation.model_fields.get(str(part))
+            annotation = field.annotation if field else None
+        else:  # dict[str, X]: the part is a key, X is what it holds
+            annotation = getattr(annotation, "__args__", (None,))[-1]
+        options = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)]
+        if type(None) in options:  # X | None
+            annotation = next(a for a in options if a is not type(None))
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return list(annotation.model_fields) if is_model else []
+
+
+def _line(tree: Any, place: tuple[str | int, ...]) -> int:
+    """The line of the deepest part of `place` that the file has, counted from 1."""
+    line = 1
+    for part in place:
+        try:
+            line = (tree.lc.key(part) if isinstance(tree, Mapping) else tree.lc.item(part))[0] + 1
+            tree = tree[part]
+        except (KeyError, IndexError, AttributeError, TypeError):
+            break
+    return line
+
+
+def _dotted(place: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, place)) or "the file"
