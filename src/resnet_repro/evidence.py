@@ -1,12 +1,12 @@
 """The files of a run: what `train` writes to `runs/MODEL-SEED` and `evaluate` to `reports/runs/MODEL-SEED`.
 
-    plan.json            the plan that was trained, byte for byte
-    provenance.json      what is not repeatable: when, where, with which versions
-    history.csv          per epoch: learning rate, losses and errors; equal whenever the run is repeated
-    timing.csv           per epoch: seconds, images per second, when it ended
-    weights.safetensors  the net after the last step (runs/ only)
-    metrics.json         the errors (reports/runs/ only)
-    predictions.npz      per test image: true class, predicted class, both probabilities (reports/runs/ only)
+plan.json            the plan that was trained, byte for byte
+provenance.json      what is not repeatable: when, where, with which versions
+history.csv          per epoch: learning rate, losses and errors; equal whenever the run is repeated
+timing.csv           per epoch: seconds, images per second, when it ended
+weights.safetensors  the net after the last step (runs/ only)
+metrics.json         the errors (reports/runs/ only)
+predictions.npz      per test image: true class, predicted class, both probabilities (reports/runs/ only)
 """
 
 import hashlib
@@ -58,35 +58,45 @@ class Plan(Record):
         return cls.model_validate_json(path.read_text(encoding="utf-8"), strict=False)
 
 
-class Provenance(Record):
-    """Who trained this run, where and with what."""
+class Origin(Record):
+    """What is known of a run when it starts: who trains what, where and with what."""
 
-    format: int = FORMAT
     uid: str
     """one per training, kept through interruptions"""
     model: str
     seed: int
     started_at: float
-    finished_at: float
     """seconds since 1970"""
-    duration_seconds: float
-    """spent training, interruptions not counted"""
-    sessions: int = 1
-    """1 + the number of times it was resumed"""
     device: str
     device_name: str
     mode: str
     precision: str
     threads: int
     deterministic: bool
-    peak_memory_bytes: int | None = None
-    images_per_second: float
     versions: dict[str, str]
     platform: str
     git_commit: str | None = None
     git_dirty: bool | None = None
     data_sha256: str
     plan_sha256: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}-{self.seed}"
+
+
+class Provenance(Origin):
+    """An origin and what came of it; everything of a run that is not repeatable."""
+
+    format: int = FORMAT
+    finished_at: float
+    duration_seconds: float
+    """spent training and evaluating, interruptions not counted"""
+    sessions: int = 1
+    """1 + the number of times it was resumed"""
+    peak_memory_bytes: int | None = None
+    images_per_second: float
+    """median over the epochs, training only"""
     weights_sha256: str
 
 

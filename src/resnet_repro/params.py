@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.reader import ReaderError
 
 from resnet_repro.errors import ParamsError
 
@@ -27,11 +28,13 @@ S = TypeVar("S", bound=Section)
 
 # YAML has lists only; strict mode would refuse one where a tuple is meant.
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
-Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveInts = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finites = Annotated[tuple[Finite, ...], Field(strict=False)]
+Rates = Annotated[tuple[Rate, ...], Field(strict=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -121,7 +124,9 @@ class Warmup(Section):
     @model_validator(mode="after")
     def _one_end(self) -> Self:
         if (self.length is None) == (self.until_train_error_percent is None):
-            raise ValueError("a warm-up ends after a `length` or by `until_train_error_percent`: give one of them")
+            raise ValueError(
+                "a warm-up ends after a `length` or by `until_train_error_percent`: give one of them"
+            )
         return self
 
 
@@ -151,8 +156,8 @@ class Preprocessing(Section):
     """
 
     kind: Literal["pixel_mean", "mean_std", "zca", "constants"]
-    mean: Numbers = ()
-    std: Numbers = ()
+    mean: Finites = ()
+    std: Rates = ()
     """for `constants`: three each, on pixels from 0 to 1"""
 
     @model_validator(mode="after")
@@ -177,8 +182,8 @@ class Augmentation(Section):
 class Recipe(Section):
     """How a model is trained."""
 
-    source: str
-    """where each of these values comes from, in a few words"""
+    source: str = ""
+    """where these values come from, in a few words; not part of a plan"""
     short: bool = False
     """a schedule shorter than the paper's: its runs never stand beside a paper's number"""
     schedule: Schedule
@@ -282,6 +287,8 @@ def load(path: Path) -> Params:
     """
     try:
         tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ReaderError) as error:
+        raise ParamsError(f"{path} cannot be read: {error}") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ParamsError(f"{path}:{line}: {error.problem or error.context}") from None
@@ -323,8 +330,7 @@ def _changed(section: S, changes: Mapping[str, Any], place: tuple[str | int, ...
         return type(section).model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
-        inner = tuple(part for part in first["loc"])
-        raise Misplaced((*place, *inner), _message(type(section), first)) from None
+        raise Misplaced((*place, *first["loc"]), _message(type(section), first)) from None
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -341,10 +347,7 @@ def _plain(node: Any) -> Any:
         return {key: _plain(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+    return next((kind(node) for kind in (bool, int, float, str) if isinstance(node, kind)), node)
 
 
 def _describe(path: Path, tree: Any, error: ValidationError) -> Iterator[str]:

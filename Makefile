@@ -1,0 +1,68 @@
+# Every command sets up what it needs and is quick when all is there.
+# CIFAR10_ARCHIVE=/path/or/url replaces the download of the data.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+PORT ?= 5000
+TESTS ?= tests
+
+.PHONY: help demo test test-long repro ui lock check format requirements estimate
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: .venv/ready ## the whole pipeline on small nets and bundled data, in minutes
+	@resnet-repro demo
+
+test: .venv/ready ## the tests
+	@pytest -q -n 2 --dist loadgroup -m "not slow and not gpu" $(TESTS)
+
+test-long: .venv/ready ## the tests with their full counts
+	@pytest -q -n 2 --dist loadgroup -m "not gpu" $(TESTS)
+
+repro: .venv/ready ## keep the committed rows, run what is missing or changed
+	@dvc repro --allow-missing
+
+estimate: .venv/ready ## what `make repro` would train, and how long that takes here
+	@resnet-repro estimate
+
+ui: .venv/ready ## MLflow's UI with every run in it (DEMO=1: the demo's; PORT=5000)
+	@cd $(if $(DEMO),.demo,.) && resnet-repro ui --port $(PORT)
+
+lock: .venv/ready ## bring plans/, reports/ and dvc.lock up to date after an edit, without training
+	@dvc repro --quiet --single-item plan
+	@dvc repro --quiet --single-item report
+	@git status --short plans reports dvc.lock
+
+check: .venv/ready ## format, lint, types, tests, and that `make lock` would change nothing
+	@ruff format --check .
+	@ruff check .
+	@mypy
+	@dvc status --quiet plan report || { dvc status plan report; echo "run: make lock"; exit 1; }
+	@$(MAKE) --no-print-directory test
+
+format: .venv/ready ## format the code
+	@ruff format . && ruff check --fix .
+
+requirements: .venv/ready ## resolve requirements.lock anew
+	@python -m pip install --quiet uv
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml --output-file requirements.lock
+
+# The first Python that is new enough, but not too new for the pinned packages.
+.venv/ready: requirements.lock pyproject.toml
+	@python=; for name in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	  if $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; \
+	  then python=$$name; break; fi; done; \
+	if [ -z "$$python" ]; then echo "Python 3.11, 3.12 or 3.13 is needed and none was found"; exit 1; fi; \
+	echo "Setting up .venv with $$($$python --version): a few minutes, once"; \
+	$$python -m venv --clear .venv
+	@# setuptools first, from the lock as well: it builds the one package that comes as source
+	@sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > .venv/setuptools.lock
+	@python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/setuptools.lock
+	@python -m pip install --quiet --disable-pip-version-check --require-hashes --no-build-isolation -r requirements.lock
+	@python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,24 @@
+"""Evaluate one trained run on the test images.
+
+reads   RUN (what train wrote), data/cifar10
+writes  OUT/metrics.json, predictions.npz, history.csv, timing.csv, plan.json, provenance.json: what is committed
+"""
+
+from pathlib import Path
+
+from resnet_repro import experiment
+from resnet_repro.data.arrays import load_arrays
+from resnet_repro.params import load
+from resnet_repro.stage import run_stage
+from resnet_repro.tracking import show_evidence
+
+
+def evaluate(run: str, out: str) -> None:
+    load(Path("params.yaml"))
+    metrics = experiment.evaluate(Path(run), load_arrays(Path("data/cifar10")), Path(out))
+    print(f"{Path(run).name}: test error {metrics.test_error_percent:.2f}%", flush=True)
+    show_evidence(Path(), Path(out))
+
+
+if __name__ == "__main__":
+    run_stage(evaluate)

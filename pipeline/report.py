@@ -1,0 +1,18 @@
+"""Write the report: python pipeline/report.py OUT
+
+Reads   params.yaml, plans/, reports/runs/, reports/data/
+Writes  OUT/README.md, OUT/figures/, OUT/metrics.json, OUT/curves.csv
+"""
+
+from pathlib import Path
+
+from resnet_repro.reporting import write_report
+from resnet_repro.stage import run_stage
+
+
+def report(out: str) -> None:
+    write_report(Path(), Path(out))
+
+
+if __name__ == "__main__":
+    run_stage(report)

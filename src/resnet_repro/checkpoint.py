@@ -1,0 +1,157 @@
+"""The state of an unfinished run on disk, outside DVC's outputs (which DVC deletes before a stage reruns).
+
+    checkpoints/MODEL-SEED/lock               held by the process that trains the run
+    checkpoints/MODEL-SEED/IDENTITY/step-N.safetensors
+
+IDENTITY digests everything that decides the bits: plan, seed, data, engine, torch. A checkpoint of another
+plan or machine thus lies in another folder and is never resumed; one whose content does not say the same, or
+whose digest is wrong, is refused. Two generations are kept: a file that a power cut tore is named, and the
+one before it is used.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from resnet_repro.errors import CheckpointError, RunLockedError
+from resnet_repro.evidence import write_atomically
+
+FORMAT = 1
+GENERATIONS = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    tensors: dict[str, Tensor]
+    content: dict[str, Any]
+    """JSON: counters, history, what the run's provenance needs"""
+
+
+class CheckpointStore:
+    """The checkpoints of one run under one identity."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.run_folder = folder
+        self.identity = identity
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.folder = folder / digest[:16]
+
+    def save(self, checkpoint: Checkpoint, step: int) -> None:
+        """Write atomically and durably, then drop all but the two newest.
+
+        Raises:
+            CheckpointError: the disk is full or refuses; the older checkpoints are untouched.
+        """
+        metadata = {
+            "format": str(FORMAT),
+            "identity": json.dumps(self.identity, sort_keys=True),
+            "content": json.dumps(checkpoint.content),
+            "sha256": digest_of(checkpoint.tensors),
+        }
+        path = self.folder / f"step-{step:09d}.safetensors"
+        data = safetensors.torch.save(checkpoint.tensors, metadata)
+        try:
+            write_atomically(path, data)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from error
+        for old in self._files()[GENERATIONS:]:
+            old.unlink()
+
+    def load(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, or None where there is none at all.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all of them are damaged.
+        """
+        problems = []
+        for path in self._files():
+            try:
+                return read(path, self.identity)
+            except CheckpointError as error:
+                problems.append(str(error))
+                print(f"{error}; trying the one before", flush=True)
+        if problems:
+            raise CheckpointError(f"{'; '.join(problems)}. Delete {self.folder} to start over")
+        return None
+
+    def others(self) -> list[Path]:
+        """Folders of checkpoints of this run under another identity."""
+        if not self.run_folder.is_dir():
+            return []
+        return sorted(p for p in self.run_folder.iterdir() if p.is_dir() and p != self.folder)
+
+    def clear(self) -> None:
+        """Remove this identity's checkpoints: the run is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run's lock, which the system releases however the process ends.
+
+        Raises:
+            RunLockedError: another process trains this run.
+        """
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        path = self.run_folder / "lock"
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise RunLockedError(
+                    f"process {file.read().strip() or '?'} is training {self.run_folder.name} already: "
+                    "wait for it, or stop it first"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def read(path: Path, identity: dict[str, Any]) -> Checkpoint:
+    """Read and verify one checkpoint.
+
+    Raises:
+        CheckpointError: not a checkpoint, damaged, or of another plan, seed, data set, engine or version.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if metadata.get("format") != str(FORMAT):
+        raise CheckpointError(f"{path} has format {metadata.get('format')}, and this version reads {FORMAT}")
+    theirs = json.loads(metadata["identity"])
+    if theirs != identity:
+        different = sorted(k for k in identity.keys() | theirs.keys() if identity.get(k) != theirs.get(k))
+        was = ", ".join(f"{key} {theirs.get(key)!r} is now {identity.get(key)!r}" for key in different)
+        raise CheckpointError(f"{path} belongs to another run: {was}")
+    if metadata.get("sha256") != digest_of(tensors):
+        raise CheckpointError(f"{path} is damaged: its content does not fit its digest")
+    return Checkpoint(tensors, json.loads(metadata["content"]))
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes: equal exactly if all bits are equal."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

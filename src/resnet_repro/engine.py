@@ -1,0 +1,130 @@
+"""How the arithmetic is done on this machine: device, mode, precision, threads, determinism."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from resnet_repro.errors import ParamsError
+from resnet_repro.params import Engine
+
+
+@dataclass(frozen=True)
+class ResolvedEngine:
+    """`params.Engine` with every `auto` decided. Another value in any field gives other bits."""
+
+    device: str
+    mode: str  # eager, compiled, graphed, graphed_eager
+    precision: str  # fp32, bf16
+    threads: int
+    deterministic: bool
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    @property
+    def compiles(self) -> bool:
+        return self.mode in ("compiled", "graphed")
+
+    @property
+    def graphs(self) -> bool:
+        return self.mode in ("graphed", "graphed_eager")
+
+    def __str__(self) -> str:
+        determinism = "deterministic" if self.deterministic else "not deterministic"
+        threads = f", {self.threads} threads" if self.device == "cpu" else ""
+        return f"{device_name(self.device)} ({self.device}), {self.mode}, {self.precision}{threads}, {determinism}"
+
+
+def resolve(params: Engine) -> ResolvedEngine:
+    """Decide every `auto` by what this machine has.
+
+    Raises:
+        ParamsError: what was asked for is not here.
+    """
+    device = params.device
+    if device == "auto":
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ParamsError("engine.device is cuda, and torch finds no CUDA device here: use auto or cpu")
+    elif device == "mps" and not torch.backends.mps.is_available():
+        raise ParamsError("engine.device is mps, and torch finds none here: use auto or cpu")
+
+    mode: str = params.mode
+    if mode == "graphed" and device != "cuda":
+        raise ParamsError(f"engine.mode graphed is for CUDA devices, and the device is {device}: use auto")
+    if mode == "auto":
+        mode = {"cuda": "graphed", "cpu": "compiled"}.get(device, "eager")
+    if mode in ("compiled", "graphed") and not has_compiler():
+        if params.mode == "compiled":
+            raise ParamsError(
+                "engine.mode is compiled, and there is no C++ compiler here: install one or use auto"
+            )
+        print("No C++ compiler here: training runs without compilation, which is slower.", flush=True)
+        mode = {"graphed": "graphed_eager"}.get(mode, "eager")
+
+    precision = params.precision
+    if precision == "auto":
+        precision = "bf16" if has_bf16(device) else "fp32"
+    threads = params.threads or torch.get_num_threads()
+    return ResolvedEngine(device, mode, precision, threads, params.deterministic)
+
+
+def has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
+
+
+def has_bf16(device: str) -> bool:
+    """Whether the hardware itself multiplies in bf16; emulation would be slower than fp32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return False
+
+
+def configure(engine: ResolvedEngine) -> None:
+    """Set torch's global switches. Call before any other work on the device."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(engine.threads)
+    torch.use_deterministic_algorithms(engine.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a safety net against bugs that costs time
+    torch.backends.cudnn.deterministic = engine.deterministic
+    torch.backends.cudnn.benchmark = not engine.deterministic  # it picks kernels by timing them
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
+            name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return name
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory_bytes(device: str) -> int | None:
+    """The most that was allocated on a CUDA device, or this process's peak resident memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

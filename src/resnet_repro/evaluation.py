@@ -1,0 +1,66 @@
+"""Loss, error and predictions of a net on images without augmentation."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnet_repro.data.preprocessing import Normalizer
+from resnet_repro.engine import ResolvedEngine
+
+BATCH_SIZE = 500
+"""Larger is not faster: on a CPU the activations of a batch should stay near its caches."""
+
+
+def autocast(engine: ResolvedEngine) -> torch.autocast:
+    # no cache of casts: it would outlive the CUDA graph that fills it
+    return torch.autocast(
+        engine.device, torch.bfloat16, enabled=engine.precision == "bf16", cache_enabled=False
+    )
+
+
+class Evaluator:
+    """Evaluates one net again and again, compiled once where the engine compiles."""
+
+    def __init__(self, net: nn.Module, engine: ResolvedEngine) -> None:
+        self.net, self.engine = net, engine
+
+        def logits(images: Tensor) -> Tensor:
+            with autocast(engine):
+                return self.net(images.contiguous(memory_format=torch.channels_last)).to(images.dtype)
+
+        def losses(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            output = logits(images)
+            wrong = (output.argmax(dim=1) != labels).sum()
+            return F.cross_entropy(output, labels, reduction="sum"), wrong
+
+        self._logits: Callable[[Tensor], Tensor] = logits
+        self._losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = (
+            torch.compile(losses, dynamic=False) if engine.compiles else losses
+        )
+
+    @torch.no_grad()
+    def error(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Mean loss (nats) and error (percent) over batches of preprocessed images and their labels."""
+        self.net.eval()
+        sums, count = [], 0
+        for images, labels in batches:
+            loss, wrong = self._losses(images, labels)
+            sums.append(torch.stack([loss, wrong.to(loss.dtype)]))
+            count += len(labels)
+        loss_sum, wrong_sum = torch.stack(sums).cpu().double().sum(dim=0).tolist()
+        return loss_sum / count, 100 * wrong_sum / count
+
+    @torch.no_grad()
+    def probabilities(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        """(N, 10) float32 class probabilities, on the CPU."""
+        self.net.eval()
+        return torch.cat([self._logits(images).float().softmax(dim=1).cpu() for images, _ in batches])
+
+
+def batches(images: Tensor, labels: Tensor, normalizer: Normalizer) -> Iterator[tuple[Tensor, Tensor]]:
+    """(N, 3, H, W) uint8 images, preprocessed in batches, with their int64 labels."""
+    for start in range(0, len(images), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        yield normalizer(images[part]), labels[part]

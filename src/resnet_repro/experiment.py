@@ -1,0 +1,404 @@
+"""One run: assembles data, net, engine and checkpoints, trains, and writes the run's files."""
+
+import hashlib
+import platform
+import statistics
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnet_repro import evidence
+from resnet_repro.checkpoint import Checkpoint, CheckpointStore
+from resnet_repro.data import preprocessing
+from resnet_repro.data.arrays import Arrays
+from resnet_repro.data.batches import pad, split
+from resnet_repro.engine import (
+    ResolvedEngine,
+    configure,
+    device_name,
+    peak_memory_bytes,
+    resolve,
+)
+from resnet_repro.errors import CheckpointError, ReproError, TrainingError
+from resnet_repro.evaluation import Evaluator, batches
+from resnet_repro.evidence import Epoch, Metrics, Origin, Plan, Provenance
+from resnet_repro.models import NUM_CLASSES, build_model
+from resnet_repro.models.classifier import Classifier, to_fastest_layout
+from resnet_repro.models.initialization import initialize
+from resnet_repro.training import Trainer
+
+CHECKPOINT_SECONDS = 10.0
+"""Epochs that are shorter share a checkpoint, so that saving stays below 2% of a run."""
+
+
+class InterruptedRunError(ReproError):
+    """The run was asked to stop and left a checkpoint."""
+
+
+class Observer(Protocol):
+    """Is told what happens; whatever it does must not fail or block.
+
+    An epoch that is done may be trained again after a crash; one that is saved will not.
+    """
+
+    def started(self, plan: Plan, origin: Origin, epochs: Sequence[Epoch], trainer: Trainer) -> None: ...
+    def stepped(self, step: int) -> None: ...
+    def epoch_done(self, epochs: Sequence[Epoch]) -> None: ...
+    def saved(self, epochs: Sequence[Epoch]) -> None: ...
+    def interrupted(self, reason: str) -> None: ...
+    def failed(self, reason: str) -> None: ...
+
+
+class Observers:
+    """Several observers as one."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self.observers = observers
+
+    def started(self, plan: Plan, origin: Origin, epochs: Sequence[Epoch], trainer: Trainer) -> None:
+        for observer in self.observers:
+            observer.started(plan, origin, epochs, trainer)
+
+    def stepped(self, step: int) -> None:
+        for observer in self.observers:
+            observer.stepped(step)
+
+    def epoch_done(self, epochs: Sequence[Epoch]) -> None:
+        for observer in self.observers:
+            observer.epoch_done(epochs)
+
+    def saved(self, epochs: Sequence[Epoch]) -> None:
+        for observer in self.observers:
+            observer.saved(epochs)
+
+    def interrupted(self, reason: str) -> None:
+        for observer in self.observers:
+            observer.interrupted(reason)
+
+    def failed(self, reason: str) -> None:
+        for observer in self.observers:
+            observer.failed(reason)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A run that is ready to train."""
+
+    trainer: Trainer
+    evaluator: Evaluator
+    normalizer: preprocessing.Normalizer
+    test: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor] | None
+
+
+def assemble(plan: Plan, seed: int, arrays: Arrays, engine: ResolvedEngine) -> Assembled:
+    """Put data and net on the device."""
+    device, recipe = engine.torch_device, plan.recipe
+    images, labels = torch.from_numpy(arrays.train_images), torch.from_numpy(arrays.train_labels).long()
+    validation = None
+    if recipe.held_out:
+        trained, held_out = split(len(labels), recipe.held_out, recipe.split_seed)
+        validation = (images[held_out].to(device), labels[held_out].to(device))
+        images, labels = images[trained], labels[trained]
+    normalizer = preprocessing.fit(recipe.preprocessing, images.numpy()).to(device)
+    padded = pad(recipe.augmentation, images.to(device), labels.to(device), normalizer)
+    test = (
+        torch.from_numpy(arrays.test_images).to(device),
+        torch.from_numpy(arrays.test_labels).long().to(device),
+    )
+
+    net = build_model(plan.architecture)
+    initialize(net, recipe.initialization, seed)
+    net = to_fastest_layout(net, device)
+    return Assembled(
+        Trainer(net, recipe, padded, seed, engine), Evaluator(net, engine), normalizer, test, validation
+    )
+
+
+def train(
+    plan_path: Path,
+    seed: int,
+    arrays: Arrays,
+    out: Path,
+    checkpoints: Path,
+    observer: Observer,
+    interruption: Callable[[], bool] = lambda: False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Provenance:
+    """Train one run to its end, from its last checkpoint if there is one, and write its files to `out`.
+
+    Raises:
+        InterruptedRunError: `interruption` said stop; a checkpoint is left.
+        TrainingError, CheckpointError, RunLockedError: see there.
+    """
+    plan, plan_bytes = Plan.read(plan_path), plan_path.read_bytes()
+    engine = resolve(plan.engine)
+    configure(engine)
+    origin = _origin(plan, seed, engine, arrays.sha256, hashlib.sha256(plan_bytes).hexdigest())
+    store = CheckpointStore(checkpoints / origin.key, _identity(origin))
+    with store.locked():
+        for other in store.others():
+            print(f"{other} holds checkpoints of another plan, data set or machine: not used", flush=True)
+        parts = assemble(plan, seed, arrays, engine)
+        trainer, epochs, duration, sessions = parts.trainer, list[Epoch](), 0.0, 1
+        if (found := store.load()) is not None:
+            trainer.load_state(found.tensors, found.content["counters"])
+            epochs = [Epoch(**row) for row in found.content["epochs"]]
+            origin, duration = Origin(**found.content["origin"]), found.content["duration_seconds"]
+            sessions = found.content["sessions"] + 1
+            print(f"{origin.key} goes on at step {trainer.step} of {trainer.total_steps}", flush=True)
+        observer.started(plan, origin, epochs, trainer)
+        clock = time.monotonic() - duration
+        saved_at = time.monotonic()
+
+        def save() -> None:
+            tensors, counters = trainer.state()
+            content = {
+                "counters": counters,
+                "epochs": [asdict(epoch) for epoch in epochs],
+                "origin": origin.model_dump(mode="json"),
+                "duration_seconds": time.monotonic() - clock,
+                "sessions": sessions,
+            }
+            store.save(Checkpoint(tensors, content), trainer.step)
+            observer.saved(epochs)
+
+        try:
+            while not trainer.done:
+                epoch = _run_epoch(parts, interruption, observer)
+                if epoch is None:
+                    save()
+                    reason = str(getattr(interruption, "reason", "")) or "it was asked to"
+                    observer.interrupted(reason)
+                    raise InterruptedRunError(
+                        f"{origin.key} stopped at step {trainer.step} of {trainer.total_steps} because {reason}; "
+                        "the same command goes on from there"
+                    )
+                epochs.append(epoch)
+                observer.epoch_done(epochs)
+                if time.monotonic() - saved_at >= checkpoint_seconds and not trainer.done:
+                    save()
+                    saved_at = time.monotonic()
+        except (TrainingError, CheckpointError) as error:
+            observer.failed(str(error))
+            raise type(error)(f"{origin.key}: {error}") from error
+
+        provenance = _write_run(out, parts, origin, epochs, plan_bytes, time.monotonic() - clock, sessions)
+        store.clear()
+    return provenance
+
+
+def _run_epoch(parts: Assembled, interruption: Callable[[], bool], observer: Observer) -> Epoch | None:
+    trainer, started = parts.trainer, time.monotonic()
+    before = trainer.step
+    totals = trainer.run_epoch(interruption, observer.stepped)
+    if totals is None:
+        return None
+    train_seconds = time.monotonic() - started
+    train_loss, train_error = totals.train_loss, totals.train_error_percent
+    if trainer.recipe.train_error == "eval":
+        train_loss, train_error = trainer.augmented_error(parts.evaluator)
+    test_loss, test_error = parts.evaluator.error(batches(*parts.test, parts.normalizer))
+    validation: tuple[float | None, float | None] = (None, None)
+    if parts.validation is not None:
+        validation = parts.evaluator.error(batches(*parts.validation, parts.normalizer))
+    # a resumed epoch trained only its remaining steps in this session
+    images = (
+        totals.num_images
+        * (trainer.step - before)
+        / (trainer.step - (totals.epoch - 1) * trainer.epoch_steps)
+    )
+    return Epoch(
+        epoch=totals.epoch,
+        step=totals.step,
+        learning_rate=totals.learning_rate,
+        train_loss=train_loss,
+        train_error_percent=train_error,
+        test_loss=test_loss,
+        test_error_percent=test_error,
+        validation_loss=validation[0],
+        validation_error_percent=validation[1],
+        seconds=time.monotonic() - started,
+        train_seconds=train_seconds,
+        images_per_second=images / train_seconds,
+        finished_at=time.time(),
+    )
+
+
+def _write_run(
+    out: Path,
+    parts: Assembled,
+    origin: Origin,
+    epochs: Sequence[Epoch],
+    plan_bytes: bytes,
+    duration: float,
+    sessions: int,
+) -> Provenance:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / evidence.PLAN).write_bytes(plan_bytes)
+    evidence.write_epochs(out, epochs)
+    classifier = Classifier(parts.trainer.net, parts.normalizer)
+    classifier.save(
+        out / evidence.WEIGHTS, {"model": origin.model, "seed": origin.seed, "plan": origin.plan_sha256}
+    )
+    provenance = Provenance(
+        **origin.model_dump(),
+        finished_at=epochs[-1].finished_at,
+        duration_seconds=duration,
+        sessions=sessions,
+        peak_memory_bytes=peak_memory_bytes(origin.device),
+        images_per_second=statistics.median(epoch.images_per_second for epoch in epochs),
+        weights_sha256=evidence.sha256_of(out / evidence.WEIGHTS),
+    )
+    evidence.write_json(out / evidence.PROVENANCE, provenance)
+    return provenance
+
+
+def evaluate(run: Path, arrays: Arrays, out: Path) -> Metrics:
+    """Evaluate a trained run on the test images and write what is committed of it to `out`.
+
+    Raises:
+        CheckpointError: the weights are not the ones that were trained, or do not give their history's error.
+        DataError: the data is not what the run was trained on.
+    """
+    plan = Plan.read(run / evidence.PLAN)
+    provenance = Provenance.model_validate_json((run / evidence.PROVENANCE).read_text())
+    if evidence.sha256_of(run / evidence.WEIGHTS) != provenance.weights_sha256:
+        raise CheckpointError(
+            f"{run / evidence.WEIGHTS} is not what was trained: delete {run} and train it again"
+        )
+    classifier = load_classifier(run)
+    if arrays.sha256 != provenance.data_sha256:
+        raise CheckpointError(f"{run} was trained on other data than data/cifar10 now holds: train it again")
+
+    engine = resolve(plan.engine.model_copy(update={"mode": "eager", "precision": provenance.precision}))
+    configure(engine)
+    device = engine.torch_device
+    evaluator = Evaluator(to_fastest_layout(classifier.net, device), engine)
+    normalizer = classifier.normalizer.to(device)
+    images, labels = (
+        torch.from_numpy(arrays.test_images).to(device),
+        torch.from_numpy(arrays.test_labels).long(),
+    )
+    probabilities = evaluator.probabilities(batches(images, labels.to(device), normalizer)).numpy()
+    metrics = _metrics(plan, provenance, evidence.read_history(run), labels.numpy(), probabilities)
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (evidence.PLAN, evidence.PROVENANCE, evidence.HISTORY, evidence.TIMING):
+        (out / name).write_bytes((run / name).read_bytes())
+    evidence.write_predictions(out / evidence.PREDICTIONS, labels.numpy(), probabilities)
+    evidence.write_json(out / evidence.METRICS, metrics)
+    return metrics
+
+
+def load_classifier(run: Path) -> Classifier:
+    """The trained net of a folder that `train` wrote, in eval mode on the CPU."""
+    return Classifier.load(run / evidence.WEIGHTS, Plan.read(run / evidence.PLAN).architecture)
+
+
+AGREEMENT_PERCENT = 0.2
+"""Compiled and eager arithmetic, or two devices, may judge a few of 10,000 images differently."""
+
+
+def _metrics(
+    plan: Plan, provenance: Provenance, history: Any, labels: np.ndarray, probabilities: np.ndarray
+) -> Metrics:
+    predicted = probabilities.argmax(axis=1)
+    error = 100 * float((predicted != labels).mean())
+    last = history.iloc[-1]
+    if abs(error - last.test_error_percent) > AGREEMENT_PERCENT + 100 / len(labels):
+        raise CheckpointError(
+            f"{provenance.key}: the weights give {error:.2f}% test error, and their history ends with "
+            f"{last.test_error_percent:.2f}%: they do not belong together"
+        )
+    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=int)
+    np.add.at(confusion, (labels, predicted), 1)
+    lowest = history.loc[history.test_error_percent.idxmin()]
+    best: dict[str, float | int] = {}
+    if plan.recipe.held_out:
+        row = history.loc[history.validation_error_percent.idxmin()]
+        best = {
+            "best_validation_epoch": int(row.epoch),
+            "best_validation_error_percent": float(row.validation_error_percent),
+            "best_validation_test_error_percent": float(row.test_error_percent),
+        }
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return Metrics(
+        model=plan.model,
+        seed=provenance.seed,
+        steps=int(last.step),
+        epochs=int(last.epoch),
+        num_test_images=len(labels),
+        test_error_percent=error,
+        test_loss=float(-np.log(chosen.clip(1e-30)).mean()),
+        lowest_test_error_percent=float(lowest.test_error_percent),
+        lowest_test_error_epoch=int(lowest.epoch),
+        train_error_percent=float(last.train_error_percent),
+        train_loss=float(last.train_loss),
+        confusion=confusion.tolist(),
+        **best,  # type: ignore[arg-type]
+    )
+
+
+def _identity(origin: Origin) -> dict[str, Any]:
+    """What decides the bits of a run, and so whether a checkpoint may be resumed."""
+    same = {"model", "seed", "device", "device_name", "mode", "precision", "threads", "deterministic"}
+    return {
+        **origin.model_dump(mode="json", include=same | {"data_sha256", "plan_sha256"}),
+        "torch": origin.versions["torch"],
+    }
+
+
+def _origin(plan: Plan, seed: int, engine: ResolvedEngine, data_sha256: str, plan_sha256: str) -> Origin:
+    names = ("torch", "torchvision", "numpy", "mlflow", "dvc", "resnet-repro")
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in names}}
+    if engine.device == "cuda":
+        versions["cuda"] = str(torch.version.cuda)
+        versions["cudnn"] = str(torch.backends.cudnn.version())
+    commit, dirty = _git_state()
+    return Origin(
+        uid=uuid.uuid4().hex,
+        model=plan.model,
+        seed=seed,
+        started_at=time.time(),
+        device=engine.device,
+        device_name=device_name(engine.device),
+        mode=engine.mode,
+        precision=engine.precision,
+        threads=engine.threads,
+        deterministic=engine.deterministic,
+        versions=versions,
+        platform=f"{platform.system()} {platform.machine()}",
+        git_commit=commit,
+        git_dirty=dirty,
+        data_sha256=data_sha256,
+        plan_sha256=plan_sha256,
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except ImportError:
+        return "not installed"
+
+
+def _git_state() -> tuple[str | None, bool | None]:
+    """HEAD and whether tracked files differ from it; (None, None) outside a repository."""
+    try:
+        run = [
+            subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return run[0], bool(run[1])

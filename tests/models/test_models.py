@@ -1,0 +1,367 @@
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnet_repro.models import build_model, count_layers, count_parameters
+from resnet_repro.models.initialization import initialize
+from resnet_repro.models.layers import Dropout
+from resnet_repro.params import Architecture, BatchNorm, load
+
+MODELS = load(Path(__file__).parents[2] / "params.yaml").models
+PARAMETERS = {
+    # He 2015, Table 6: 0.27M, 0.46M, 0.66M, 0.85M, 1.7M, 19.4M; exact ones as other implementations print them
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+    "resnet1202": 19_421_274,
+    # He 2016, Table 4: 1.7M, 1.7M, 10.2M (which leaves normalisation out: 10,178,490)
+    "preact110": 1_727_962,
+    "preact164": 1_703_258,
+    "preact1001": 10_327_706,
+    # Zagoruyko 2016, Tables 4 to 6; 40-4 as in the released log
+    "wrn16_4": 2_748_890,
+    "wrn16_8": 10_961_370,
+    "wrn40_4": 8_949_210,
+    "wrn28_10": 36_479_194,
+    "wrn28_10_dropout": 36_479_194,
+    "wrn40_1_zca": 563_930,
+    "wrn40_2_zca": 2_243_546,
+    "wrn40_8_zca": 35_748_314,
+    "wrn16_10_zca": 17_116_634,
+    "wrn22_8_zca": 17_158_106,
+    "wrn22_10_zca": 26_797_914,
+    "wrn28_12_zca": 52_517_850,
+    # the Lasagne project's code
+    "lasagne110": 1_732_538,
+    "lasagne164": 1_711_322,
+}
+
+
+def architecture(family: str, depth: int = 8, **options: object) -> Architecture:
+    return Architecture.model_validate({"family": family, "depth": depth, **options})
+
+
+def on_paper(params: Architecture) -> nn.Module:
+    """The net without memory for its weights."""
+    with torch.device("meta"):
+        return build_model(params)
+
+
+def named(model: str) -> nn.Module:
+    return on_paper(MODELS[model].architecture)
+
+
+def blocks(net: nn.Module) -> list[nn.Module]:
+    return [block for group in net.groups for block in group]
+
+
+@pytest.mark.parametrize(("model", "parameters"), PARAMETERS.items())
+def test_the_papers_parameter_counts(model, parameters):
+    assert count_parameters(named(model)) == parameters
+
+
+def test_the_lasagne_projects_wide_net_is_no_16_4():
+    net = named("lasagne_wide")
+    assert round(count_parameters(net) / 1e6, 2) == 5.70  # its article says 2.7
+    assert [len(group) for group in net.groups] == [2, 4, 4]
+
+
+def test_the_paper_counts_resnet1001_without_normalisation():
+    net = named("preact1001")
+    norms = sum(count_parameters(module) for module in net.modules() if isinstance(module, nn.BatchNorm2d))
+    assert count_parameters(net) - norms == 10_178_490
+
+
+@pytest.mark.parametrize(
+    "model", [m for m, p in MODELS.items() if p.architecture.family in ("plain", "resnet", "preact")]
+)
+def test_a_name_says_how_many_weighted_layers(model):
+    assert count_layers(named(model)) == MODELS[model].architecture.depth
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_depth_says_how_many_blocks(model):
+    params = MODELS[model].architecture
+    if params.block == "bottleneck":  # 9n+2, He 2016
+        n = (params.depth - 2) // 9
+    elif params.family == "wide":  # 6n+4, Zagoruyko 2016
+        n = (params.depth - 4) // 6
+    else:  # 6n+2, He 2015
+        n = (params.depth - 2) // 6
+    expected = [2, 4, 4] if model == "lasagne_wide" else [n, n, n]
+    assert [len(group) for group in named(model).groups] == expected
+
+
+@pytest.mark.parametrize("depth", [20, 56])
+def test_a_plain_net_is_the_residual_net_without_shortcuts(depth):
+    plain, residual = (on_paper(architecture(family, depth)) for family in ("plain", "resnet"))
+    assert count_parameters(plain) == count_parameters(residual)
+    assert [n for n, _ in plain.named_parameters()] == [n for n, _ in residual.named_parameters()]
+    assert all(block.projection is None for block in blocks(plain))
+
+
+@pytest.mark.parametrize("family", ["resnet", "preact"])
+@pytest.mark.parametrize(
+    ("kind", "projections"),
+    [("A", []), ("reshape", []), ("B", [(16, 32), (32, 64)]),
+     ("C", [(16, 16)] * 3 + [(16, 32)] + [(32, 32)] * 2 + [(32, 64)] + [(64, 64)] * 2)],
+)  # fmt: skip
+def test_which_shortcuts_have_weights(family, kind, projections):
+    net = on_paper(architecture(family, 20, shortcut=kind))
+    found = [m for n, m in net.named_modules() if "projection" in n and isinstance(m, nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels) for m in found] == projections
+    assert {m.kernel_size for m in found} <= {(1, 1)}
+    assert all(m.bias is None for m in found)
+
+
+@pytest.mark.parametrize(
+    ("family", "block", "expected"),
+    [("resnet", "basic", "A"), ("resnet", "bottleneck", "B"), ("preact", "basic", "A"), ("preact", "bottleneck", "B"),
+     ("wide", "basic", "B"), ("lasagne", "basic", "B"), ("lasagne", "bottleneck", "B")],
+)  # fmt: skip
+def test_a_familys_own_shortcut(family, block, expected):
+    depth = 11 if block == "bottleneck" else 10 if family == "wide" else 8
+    own, named = (
+        on_paper(architecture(family, depth, block=block, shortcut=kind)).state_dict()
+        for kind in (None, expected)
+    )
+    assert {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in named.items()}
+
+
+VARIANTS = [
+    *(architecture(f, shortcut=s) for f in ("resnet", "preact") for s in ("A", "B", "C", "reshape")),
+    architecture("plain"),
+    architecture("resnet", 11, block="bottleneck"),
+    architecture("preact", 11, block="bottleneck"),
+    architecture("wide", 10, widen_factor=2, dropout=0.3),
+    architecture("lasagne"),
+    architecture("lasagne", 11, block="bottleneck"),
+    architecture("lasagne", 10, widen_factor=2),
+    *(architecture(f, subsampling="pool") for f in ("plain", "resnet", "preact")),
+    *(architecture(f, conv_padding="reflect") for f in ("resnet", "preact")),
+    architecture("resnet", conv_padding="reflect", subsampling="pool"),
+    *(architecture(f, batch_norm={"kind": k}) for f in ("resnet", "preact") for k in ("batch", "none")),
+    architecture("resnet", batch_norm={"group_size": 2}),
+]
+
+
+@pytest.mark.parametrize("params", VARIANTS, ids=lambda p: str(p.model_dump(exclude_defaults=True)))
+@pytest.mark.parametrize("size", [32, 8])
+def test_sizes_halve_and_channels_double(params, size):
+    net = build_model(params)
+    initialize(net, "fan_in", 1)
+    shapes: list[tuple[int, ...]] = []
+    for group in net.groups:
+        group.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    logits = net(torch.rand(4, 3, size, size))
+    width = 16 * params.widen_factor * (4 if params.block == "bottleneck" else 1)
+    assert shapes == [(width * 2**g, size // 2**g, size // 2**g) for g in range(3)]
+    assert logits.shape == (4, 10)
+    logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+class Weights:
+    """Takes a net's weights one by one, in the order of the net's layers."""
+
+    def __init__(self, net: nn.Module, eps: float) -> None:
+        self.parameters: Iterator[Tensor] = iter(list(net.parameters()))
+        self.eps = eps
+
+    def convolve(self, x: Tensor, stride: int = 1, bias: bool = False) -> Tensor:
+        weight = next(self.parameters)
+        return F.conv2d(
+            x, weight, next(self.parameters) if bias else None, stride, padding=weight.shape[-1] // 2
+        )
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Ioffe and Szegedy 2015, algorithm 1."""
+        mean = x.mean(dim=(0, 2, 3), keepdim=True)
+        variance = ((x - mean) ** 2).mean(dim=(0, 2, 3), keepdim=True)
+        scale, shift = (next(self.parameters)[:, None, None] for _ in range(2))
+        return scale * (x - mean) / (variance + self.eps).sqrt() + shift
+
+    def activate(self, x: Tensor) -> Tensor:
+        return self.normalize(x).clamp(min=0)
+
+    def classify(self, x: Tensor) -> Tensor:
+        weight, bias = next(self.parameters), next(self.parameters)
+        assert next(self.parameters, None) is None
+        return x.mean(dim=(2, 3)) @ weight.T + bias
+
+
+def as_in_he2015(w: Weights, x: Tensor, n: int, residual: bool) -> Tensor:
+    """Section 3.2, equation 1: y = F(x) + x, a second nonlinearity after the addition; section 4.2."""
+    x = w.activate(w.convolve(x))
+    for group in range(3):
+        for block in range(n):
+            stride = 2 if group > 0 and block == 0 else 1
+            y = w.normalize(w.convolve(w.activate(w.convolve(x, stride))))
+            if residual:
+                y[:, : x.shape[1]] += x[:, :, ::stride, ::stride]  # option A: zeros for new channels
+            x = y.clamp(min=0)
+    return w.classify(x)
+
+
+def as_in_he2016(w: Weights, x: Tensor, n: int, bottleneck: bool) -> Tensor:
+    """Equations 1 and 5, and the appendix: x + F(x), full pre-activation; the first unit is activated before
+    the paths split, and a projection is fed by the pre-activation (its released Lua code)."""
+    x = w.convolve(x)
+    for group in range(3):
+        for block in range(n):
+            stride = 2 if group > 0 and block == 0 else 1
+            activated = w.activate(x)
+            if bottleneck:
+                y = w.convolve(activated, stride)
+                y = w.convolve(w.activate(w.convolve(w.activate(y))))
+            else:
+                y = w.convolve(w.activate(w.convolve(activated, stride)))
+            if y.shape == x.shape:
+                x = (activated if group == block == 0 else x) + y
+            elif bottleneck:
+                x = w.convolve(activated, stride) + y
+            else:  # option A
+                source = activated if group == block == 0 else x
+                y[:, : x.shape[1]] += source[:, :, ::stride, ::stride]
+                x = y
+    return w.classify(w.activate(x))
+
+
+def as_in_zagoruyko2016(w: Weights, x: Tensor, n: int, dropouts: list[nn.Module]) -> Tensor:
+    """Section 2 and models/wide-resnet.lua: B(3,3), dropout between the convolutions; a shortcut is a projection
+    of the activated input where the channels change, and else the input itself, in the first block too."""
+    x, masks = w.convolve(x), iter(dropouts)
+    for group in range(3):
+        for block in range(n):
+            stride = 2 if group > 0 and block == 0 else 1
+            activated = w.activate(x)
+            y = w.activate(w.convolve(activated, stride))
+            y = w.convolve(next(masks)(y) if dropouts else y)
+            x = y + (x if y.shape == x.shape else w.convolve(activated, stride))
+    return w.classify(w.activate(x))
+
+
+def as_in_lasagne(w: Weights, x: Tensor, counts: list[int], bottleneck: bool) -> Tensor:
+    """Its models.py, with the README's correction of 2016-08-12: the projection sees the pre-activation. The last
+    convolution of a block has a bias; a bottleneck has its stride in the 3x3."""
+    x = w.activate(w.convolve(x))
+    for group, count in enumerate(counts):
+        for block in range(count):
+            first, stride = group == block == 0, 2 if group > 0 and block == 0 else 1
+            activated = x if first else w.activate(x)
+            if bottleneck:
+                y = w.activate(w.convolve(activated))
+                y = w.convolve(w.activate(w.convolve(y, stride)), bias=True)
+            else:
+                y = w.convolve(w.activate(w.convolve(activated, stride)), bias=True)
+            x = y + (x if y.shape == x.shape else w.convolve(activated, stride))
+    return w.classify(w.activate(x))
+
+
+def random_net(params: Architecture) -> nn.Module:
+    """In float64, with scales, shifts and biases that are not neutral."""
+    net = build_model(params)
+    initialize(net, "fan_in", 1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return net.double()
+
+
+@pytest.mark.parametrize(
+    ("params", "paper"),
+    [
+        (architecture("plain", 14), lambda w, x: as_in_he2015(w, x, 2, residual=False)),
+        (architecture("resnet", 20), lambda w, x: as_in_he2015(w, x, 3, residual=True)),
+        (architecture("preact", 14), lambda w, x: as_in_he2016(w, x, 2, bottleneck=False)),
+        (architecture("preact", 20, block="bottleneck"), lambda w, x: as_in_he2016(w, x, 2, bottleneck=True)),
+        (architecture("wide", 16, widen_factor=2), lambda w, x: as_in_zagoruyko2016(w, x, 2, [])),
+        (architecture("wide", 16, widen_factor=1), lambda w, x: as_in_zagoruyko2016(w, x, 2, [])),
+        (architecture("lasagne", 14), lambda w, x: as_in_lasagne(w, x, [2, 2, 2], bottleneck=False)),
+        (architecture("lasagne", 20, block="bottleneck"), lambda w, x: as_in_lasagne(w, x, [2, 2, 2], bottleneck=True)),
+        (architecture("lasagne", 16, widen_factor=2), lambda w, x: as_in_lasagne(w, x, [2, 4, 4], bottleneck=False)),
+    ],
+    ids=lambda p: str(p.model_dump(exclude_defaults=True)) if isinstance(p, Architecture) else "",
+)  # fmt: skip
+def test_a_net_computes_what_its_paper_writes(params, paper):
+    net = random_net(params)
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), paper(Weights(net, 1e-5), x), rtol=1e-10, atol=1e-10)
+
+
+def test_dropout_stands_between_a_wide_blocks_convolutions():
+    net = random_net(architecture("wide", 16, widen_factor=2, dropout=0.3))
+    dropouts = [module for module in net.modules() if isinstance(module, Dropout)]
+    for module in dropouts:
+        module.key = torch.tensor(5)
+    assert len(dropouts) == 6
+    assert len({module.layer for module in dropouts}) == 6  # else two layers would share a mask
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = as_in_zagoruyko2016(Weights(net, 1e-5), x, 2, dropouts)
+        torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_normalisations_constants_arrive_everywhere():
+    norm = BatchNorm(eps=1e-4, momentum=0.3)
+    for family, depth in (("resnet", 8), ("preact", 8), ("wide", 10), ("lasagne", 8)):
+        norms = [
+            m
+            for m in on_paper(architecture(family, depth, batch_norm=norm)).modules()
+            if isinstance(m, nn.BatchNorm2d)
+        ]
+        assert {(m.eps, m.momentum) for m in norms} == {(1e-4, 0.3)}
+
+
+@pytest.mark.parametrize(("family", "depth", "block"), [
+    ("plain", 8, "basic"), ("resnet", 11, "bottleneck"), ("preact", 8, "basic"), ("preact", 11, "bottleneck"), ("wide", 10, "basic"),
+])  # fmt: skip
+def test_biases_only_where_there_is_no_normalisation(family, depth, block):
+    for kind in ("running", "batch", "none"):
+        net = on_paper(architecture(family, depth, block=block, batch_norm={"kind": kind}))
+        convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+        assert {m.bias is not None for m in convolutions} == {kind == "none"}
+        assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == (kind != "none")
+
+
+def test_statistics_of_the_test_batch():
+    """a-martyn's note 5: without running statistics, evaluation depends on the batch."""
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    nets = {
+        kind: random_net(architecture("resnet", batch_norm={"kind": kind})) for kind in ("batch", "running")
+    }
+    alone = {kind: torch.cat([net.eval()(x[:4]), net(x[4:])]) for kind, net in nets.items()}
+    together = {kind: net(x) for kind, net in nets.items()}
+    torch.testing.assert_close(together["running"], alone["running"])
+    assert (together["batch"] - alone["batch"]).abs().max() > 1e-2
+    torch.testing.assert_close(together["batch"], nets["batch"].train()(x))
+    assert not any(name.startswith("running") for name in nets["batch"].state_dict())
+
+
+def test_a_shortcut_adds_a_hundred_layers_without_harm():
+    """The papers' point: a residual net of zero weights in its blocks is its stem and its linear layer."""
+    net = random_net(architecture("preact", 110))
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if ".residual." in name:
+                parameter.zero_()
+        x = torch.randn(2, 3, 8, 8).double()
+        activated = F.relu(nets_first_norm(net, net.stem(x)))
+        kept = F.pad(activated[:, :, ::4, ::4], (0, 0, 0, 0, 0, 48))
+        expected = net.linear(F.relu(net.norm(kept)).mean(dim=(2, 3)))
+        torch.testing.assert_close(net(x), expected)
+    assert math.isfinite(float(expected.sum()))
+
+
+def nets_first_norm(net: nn.Module, x: Tensor) -> Tensor:
+    return net.groups[0][0].norm(x)

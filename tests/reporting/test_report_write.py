@@ -1,0 +1,93 @@
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from resnet_repro.reporting import write_report
+from synthetic import REPOSITORY, FakeRun, write_workspace
+
+
+def contents(report: Path) -> dict[str, bytes]:
+    files = [report / name for name in ("README.md", "metrics.json", "curves.csv")]
+    return {path.name: path.read_bytes() for path in [*files, *(report / "figures").iterdir()]}
+
+
+def run_stage(workspace: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, REPOSITORY / "pipeline" / "report.py", "reports"]
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    return subprocess.run(
+        command, cwd=workspace, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_stage_writes_the_same_bytes_again(report: Path, tmp_path: Path) -> None:
+    shutil.copytree(report.parent, tmp_path / "again")
+    (tmp_path / "again/reports/figures/of_a_model_that_is_gone.png").touch()
+    stage = run_stage(tmp_path / "again")
+    assert stage.returncode == 0, stage.stderr
+    assert contents(tmp_path / "again/reports") == contents(report)
+    assert not list((tmp_path / "again/reports").glob(".figures*"))
+
+
+def test_the_stage_names_what_is_missing_without_a_traceback(tmp_path: Path) -> None:
+    write_workspace(tmp_path, [FakeRun("resnet20")])
+    (tmp_path / "plans/resnet20.json").unlink()
+    stage = run_stage(tmp_path)
+    assert stage.returncode == 1
+    assert "plans/resnet20.json is missing; `dvc repro plan` writes it" in stage.stderr
+    assert "Traceback" not in stage.stderr
+
+
+def test_every_figure_is_a_picture_in_both_formats(report: Path) -> None:
+    names = {path.stem for path in (report / "figures").iterdir()}
+    assert names == {
+        "figure6",
+        "figure6_short",
+        "sample_images",
+        "curves_preact110",
+        "confusion_resnet20",
+        "confusion_preact110",
+        "confusion_resnet20_short",
+    }
+    for name in names:
+        with Image.open(report / "figures" / f"{name}.png") as picture:
+            assert picture.width >= 900
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20
+        assert (report / "figures" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_figures_carry_no_date(report: Path) -> None:
+    assert "<dc:date>" not in (report / "figures/figure6.svg").read_text()
+    with Image.open(report / "figures/figure6.png") as picture:
+        assert "Software" not in picture.info
+
+
+def test_all_links_of_the_readme_lead_somewhere(report: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (report / "README.md").read_text())
+    assert len(links) == 7 * 2 + 4  # figures in two formats, runs
+    assert [link for link in links if not (report / link).exists()] == []
+
+
+def test_every_figure_is_in_the_readme(report: Path) -> None:
+    text = (report / "README.md").read_text()
+    assert [path.name for path in (report / "figures").iterdir() if f"figures/{path.name}" not in text] == []
+
+
+def test_published_numbers_stand_only_above_the_short_table(report: Path) -> None:
+    main, short = (report / "README.md").read_text().split("## Short schedules")
+    assert "8.75" in main
+    assert "resnet20_short" not in main
+    assert "resnet20_short" in short
+    assert "8.75" not in short
+
+
+def test_a_table_before_any_run(tmp_path: Path) -> None:
+    write_workspace(tmp_path, [], not_run=[FakeRun("resnet20"), FakeRun("wrn16_4")])
+    write_report(tmp_path, tmp_path / "reports")
+    assert (tmp_path / "reports/README.md").read_text().count("not run") == 2
+    assert (tmp_path / "reports/metrics.json").read_text() == "{}\n"
+    assert (tmp_path / "reports/curves.csv").read_text().startswith("model,run,seed,epoch,step,")

@@ -1,0 +1,202 @@
+"""The published numbers against copies of the tables they come from, and against each other."""
+
+from pathlib import Path
+
+import pytest
+
+from resnet_repro import params
+from resnet_repro.papers import (
+    FIGURE_6_END,
+    NUM_PARAMETERS,
+    PAPERS,
+    PRINTED_MILLIONS_OF_PARAMETERS,
+    SOURCE_PROJECTS,
+    Published,
+    judged_against,
+    paper_numbers,
+    source_project_numbers,
+)
+
+PARAMS = params.load(Path(__file__).parents[1] / "params.yaml")
+
+# README of github.com/a-martyn/resnet, "Best test error"; * is read off Figure 6
+A_MARTYN_README = """
+| Plain Net | 20 | 9.5* | 9.5 |
+| Plain Net | 32 | 10* | 9.92 |
+| Plain Net | 44 | 12* | 11.35 |
+| Plain Net | 56 | 13.5* | 12.76 |
+| ResNet | 20 | 8.75 | 8.0 |
+| ResNet | 32 | 7.51 | 7.51 |
+| ResNet | 44 | 7.17 | 7.38 |
+| ResNet | 56 | 6.97 | 7.33 |
+"""
+# the last line of each of its results/*.csv; its published weights give the same
+A_MARTYN_LAST = "9.69 10.04 11.56 13.07 8.04 7.79 7.51 7.46"
+
+# README of github.com/FlorianMuellerklein/Identity-Mapping-ResNet-Lasagne
+LASAGNE_README = """
+| ResNet-110 | 6.37 | 6.38 |
+| ResNet-164 | 5.46 | 5.66 |
+| Wide-ResNet | 5.55 | 5.41 |
+"""
+
+# He 2015, Table 6: layers, millions of parameters, error
+HE_2015_TABLE_6 = """
+20 0.27 8.75
+32 0.46 7.51
+44 0.66 7.17
+56 0.85 6.97
+1202 19.4 7.93
+"""
+
+# Zagoruyko 2016, Table 4 (ZCA): depth, k, millions of parameters, error
+WRN_TABLE_4 = """
+40 1 0.6 6.85
+40 2 2.2 5.33
+40 4 8.9 4.97
+40 8 35.7 4.66
+28 10 36.5 4.17
+28 12 52.5 4.33
+22 8 17.2 4.38
+22 10 26.8 4.44
+16 8 11.0 4.81
+16 10 17.1 4.56
+"""
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
+
+
+def the(numbers: tuple[Published, ...], **wanted: object) -> float:
+    """The value of the one number with these attributes."""
+    (found,) = [n for n in numbers if all(getattr(n, key) == value for key, value in wanted.items())]
+    return found.value
+
+
+def test_a_martyn_readme() -> None:
+    last = A_MARTYN_LAST.split()
+    for (net, depth, paper, own), final in zip(cells(A_MARTYN_README), last, strict=True):
+        model = ("plain" if net == "Plain Net" else "resnet") + depth
+        assert the(source_project_numbers(model), statistic="lowest over epochs") == float(own)
+        assert the(source_project_numbers(model), statistic="last epoch") == float(final)
+        if paper.endswith("*"):
+            read_by_eye = the(paper_numbers(model), statistic="read off Figure 6 by eye")
+            assert read_by_eye == float(paper.rstrip("*"))
+        else:
+            assert the(paper_numbers(model), source="He 2015, Table 6") == float(paper)
+
+
+def test_what_the_a_martyn_readme_says_about_its_numbers() -> None:
+    lowest = {n.model: n.value for n in SOURCE_PROJECTS if n.source == "a-martyn, README"}
+    assert 100 - lowest["resnet56"] == pytest.approx(92.67)  # "achieves 92.67% test set accuracy"
+    assert lowest["plain20"] - lowest["resnet20"] == pytest.approx(1.5)  # "outperforming ... by 1.5%"
+    paper = judged_against("resnet20")
+    assert paper
+    assert paper.value - lowest["resnet20"] == pytest.approx(0.75)  # "0.75% below ... the original paper"
+
+
+def test_lasagne_readme() -> None:
+    models = [("preact110", "lasagne110"), ("preact164", "lasagne164"), ("wrn16_4", "lasagne_wide")]
+    for (of_paper, own_net), (_, paper, own) in zip(models, cells(LASAGNE_README), strict=True):
+        assert float(paper) in [n.value for n in paper_numbers(of_paper)]
+        judged = judged_against(own_net)
+        assert judged
+        assert (judged.value, judged.statistic) == (float(own), "best-validation epoch")
+        assert not paper_numbers(own_net)
+
+
+def test_he_2015_table_6() -> None:
+    for depth, millions, error in map(str.split, HE_2015_TABLE_6.strip().splitlines()):
+        number = judged_against(f"resnet{depth}")
+        assert number
+        assert (number.value, number.source, number.runs) == (float(error), "He 2015, Table 6", 1)
+        assert PRINTED_MILLIONS_OF_PARAMETERS[f"resnet{depth}"] == float(millions)
+
+
+def test_he_2015_resnet110_is_best_and_mean_of_five() -> None:
+    """Table 6: 6.43 (6.61 ± 0.16)."""
+    numbers = [n for n in paper_numbers("resnet110") if n.source == "He 2015, Table 6"]
+    assert [(n.value, n.std, n.statistic, n.runs) for n in numbers] == [
+        (6.61, 0.16, "mean of 5", 5),
+        (6.43, None, "best of 5", 5),
+    ]
+
+
+def test_zagoruyko_2016_table_4() -> None:
+    for depth, factor, millions, error in map(str.split, WRN_TABLE_4.strip().splitlines()):
+        model = f"wrn{depth}_{factor}_zca"
+        assert the(paper_numbers(model)) == float(error)
+        assert PRINTED_MILLIONS_OF_PARAMETERS[model] == float(millions)
+
+
+@pytest.mark.parametrize(
+    ("model", "value"),
+    [
+        ("preact110", 6.37),
+        ("preact164", 5.46),
+        ("original164", 5.93),
+        ("preact1001", 4.92),
+        ("wrn16_4", 5.02),
+        ("wrn16_8", 4.27),
+        ("wrn28_10", 4.00),
+        ("wrn28_10_dropout", 3.89),
+        ("wrn40_4", 4.53),
+    ],
+)
+def test_medians_of_five(model: str, value: float) -> None:
+    number = judged_against(model)
+    assert number
+    assert (number.value, number.statistic, number.runs) == (value, "median of 5", 5)
+
+
+def test_the_second_hand_number_is_marked_and_not_judged_against() -> None:
+    (quoted,) = [n for n in paper_numbers("wrn16_4") if n.second_hand]
+    assert (quoted.value, quoted.role) == (5.55, "beside")
+
+
+def test_plain110_is_only_a_bound() -> None:
+    """Figure 6: 'The error of plain-110 is higher than 60% and not displayed.'"""
+    number = judged_against("plain110")
+    assert number
+    assert (number.relation, number.value) == (">", 60.0)
+
+
+def test_figure_6_ends_at_table_6() -> None:
+    """To the accuracy of reading, which shows that the table is the last iteration."""
+    for model in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
+        number = judged_against(model)
+        assert number
+        assert FIGURE_6_END[model] == pytest.approx(number.value, abs=0.1)
+
+
+def test_exact_parameter_counts_round_to_the_printed_ones() -> None:
+    for model, millions in PRINTED_MILLIONS_OF_PARAMETERS.items():
+        decimals = 2 if millions < 1 and not model.startswith("wrn") else 1
+        without_batch_norm = 10_178_490  # what the paper seems to have counted for this net
+        counted = without_batch_norm if model == "preact1001" else NUM_PARAMETERS[model]
+        assert round(counted / 1e6, decimals) == millions, model
+
+
+def test_every_full_length_run_has_something_to_be_judged_against() -> None:
+    models = {run.model for run in PARAMS.runs.values()}
+    full = {model for model in models if not PARAMS.recipe_of(model).short}
+    assert len(full) >= 12
+    assert {model for model in full if judged_against(model) is None} == set()
+    assert {model for model in models - full if judged_against(model)} == set()
+
+
+def test_parameter_counts_are_of_known_models() -> None:
+    assert set(NUM_PARAMETERS) <= set(PARAMS.models)
+
+
+def test_a_row_is_judged_against_one_number() -> None:
+    judged = [n.model for n in (*PAPERS, *SOURCE_PROJECTS) if n.role == "judged"]
+    assert sorted(judged) == sorted(set(judged))
+
+
+def test_all_numbers_are_percentages_with_a_source() -> None:
+    for number in (*PAPERS, *SOURCE_PROJECTS):
+        assert 3 < number.value <= 60
+        assert number.source
+        assert number.statistic
