@@ -1,7 +1,7 @@
 """Evaluate one trained run on the test images.
 
 reads   RUN (what train wrote), data/cifar10
-writes  OUT/metrics.json, predictions.npz, history.csv, timing.csv, plan.json, provenance.json: what is committed
+writes  OUT/metrics.json, predictions.npz, history.csv, timing.csv, plan.json, provenance.json, for Git
 """
 
 from pathlib import Path

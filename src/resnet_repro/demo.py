@@ -97,7 +97,7 @@ def _commit(demo: Path) -> None:
 
 def show(demo: Path) -> None:
     """Print the report's tables, and where to look next."""
-    console = Console()
+    console = Console(width=max(Console().width, 120))
     text = (demo / "reports" / "README.md").read_text(encoding="utf-8")
     tables = [block for block in text.split("\n\n") if block.lstrip().startswith("|")]
     if tables:

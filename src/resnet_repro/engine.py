@@ -36,7 +36,8 @@ class ResolvedEngine:
     def __str__(self) -> str:
         determinism = "deterministic" if self.deterministic else "not deterministic"
         threads = f", {self.threads} threads" if self.device == "cpu" else ""
-        return f"{device_name(self.device)} ({self.device}), {self.mode}, {self.precision}{threads}, {determinism}"
+        where = f"{device_name(self.device)} ({self.device}{threads})"
+        return f"{where}, {self.mode}, {self.precision}, {determinism}"
 
 
 def resolve(params: Engine) -> ResolvedEngine:
@@ -94,7 +95,8 @@ def configure(engine: ResolvedEngine) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(engine.threads)
     torch.use_deterministic_algorithms(engine.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a safety net against bugs that costs time
+    # a safety net against bugs that costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = engine.deterministic
     torch.backends.cudnn.benchmark = not engine.deterministic  # it picks kernels by timing them
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32

@@ -37,7 +37,7 @@ class Record(BaseModel):
 
 
 class Plan(Record):
-    """One model, resolved: everything that decides its numbers. Written by `plan`, neutral defaults left out."""
+    """One model, resolved: all that decides its numbers. Written by `plan`, neutral defaults left out."""
 
     model: str
     recipe_name: str

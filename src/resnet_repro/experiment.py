@@ -36,6 +36,7 @@ from resnet_repro.models.classifier import Classifier, to_fastest_layout
 from resnet_repro.models.initialization import initialize
 from resnet_repro.training import Trainer
 
+SOURCES = ("src", "pipeline", "params.yaml", "dvc.yaml", "requirements.lock")
 CHECKPOINT_SECONDS = 10.0
 """Epochs that are shorter share a checkpoint, so that saving stays below 2% of a run."""
 
@@ -180,8 +181,8 @@ def train(
                     reason = str(getattr(interruption, "reason", "")) or "it was asked to"
                     observer.interrupted(reason)
                     raise InterruptedRunError(
-                        f"{origin.key} stopped at step {trainer.step} of {trainer.total_steps} because {reason}; "
-                        "the same command goes on from there"
+                        f"{origin.key} stopped at step {trainer.step} of {trainer.total_steps} "
+                        f"because {reason}; the same command goes on from there"
                     )
                 epochs.append(epoch)
                 observer.epoch_done(epochs)
@@ -393,12 +394,12 @@ def _version(name: str) -> str:
 
 
 def _git_state() -> tuple[str | None, bool | None]:
-    """HEAD and whether tracked files differ from it; (None, None) outside a repository."""
+    """HEAD and whether sources differ from it (what stages write is no source); (None, None) outside Git."""
     try:
-        run = [
-            subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
+        return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "-uno", "--", *SOURCES))
     except (OSError, subprocess.CalledProcessError):
         return None, None
-    return run[0], bool(run[1])
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()

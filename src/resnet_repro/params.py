@@ -56,7 +56,7 @@ class BatchNorm(Section):
     eps: Rate = 1e-5
     momentum: Rate = 0.1
     group_size: PositiveInt | None = None
-    """images per statistic; the papers trained 128 images as 64 on each of two GPUs. None: the whole batch."""
+    """images per statistic; the papers had 64 of the 128 on each of two GPUs. None: the whole batch."""
 
 
 class Architecture(Section):
@@ -169,7 +169,7 @@ class Preprocessing(Section):
 
 
 class Augmentation(Section):
-    """Pad, crop, flip. `draw: batch` gives all images of a batch the same crop and flip (the Lasagne code)."""
+    """Pad, crop, flip. `draw: batch` crops and flips all images of a batch alike (the Lasagne code)."""
 
     padding: Annotated[int, Field(ge=0, le=16)] = 4
     fill: Literal["zero", "black", "reflect"] = "zero"
@@ -214,7 +214,7 @@ class Recipe(Section):
 
 
 class Engine(Section):
-    """How the arithmetic is done. `auto` picks the fastest that this machine has; what was taken is recorded."""
+    """How the arithmetic is done. `auto` takes the fastest that the machine has, and is recorded."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     mode: Literal["auto", "eager", "compiled", "graphed"] = "auto"
@@ -287,6 +287,8 @@ def load(path: Path) -> Params:
     """
     try:
         tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"there is no {path} in {Path.cwd()}: run this in the repository's root") from None
     except (OSError, UnicodeDecodeError, ReaderError) as error:
         raise ParamsError(f"{path} cannot be read: {error}") from None
     except MarkedYAMLError as error:
@@ -391,7 +393,8 @@ def _line(tree: Any, place: tuple[str | int, ...]) -> int:
     line = 1
     for part in place:
         try:
-            line = (tree.lc.key(part) if isinstance(tree, Mapping) else tree.lc.item(part))[0] + 1
+            lc = tree.lc  # where ruamel keeps the places of a mapping's keys or a list's items
+            line = (lc.key(part) if isinstance(tree, Mapping) else lc.item(part))[0] + 1
             tree = tree[part]
         except (KeyError, IndexError, AttributeError, TypeError):
             break

@@ -121,7 +121,7 @@ def _epochs(recipe: Recipe) -> int:
 
 
 def _rate_lines(recipe: Recipe) -> Iterable[str]:
-    """The rate around every change, as for 50,000 images, before and after a warm-up that ends at step 500."""
+    """The rate around every change, for 50,000 images; a warm-up by error lasts, or ended at step 500."""
     plan, per_epoch = recipe.schedule, schedule.steps_per_epoch(recipe, 50_000)
     scale = 1 if plan.unit == "steps" else per_epoch
     edges = [0, *(d * scale for d in plan.drops), plan.stop * scale]
@@ -131,7 +131,8 @@ def _rate_lines(recipe: Recipe) -> Iterable[str]:
         for edge in edges:
             for step in (edge - 1, edge, edge + 1):
                 yield f"{step} {schedule.learning_rate(plan, max(step, 0), per_epoch, warm_since):.6e}"
-    yield f"{schedule.total_steps(recipe, 50_000)} {[schedule.warmup_ends(plan, e) for e in (79.9, 80.0, 80.1)]}"
+    yield f"{schedule.total_steps(recipe, 50_000)}"
+    yield f"{[schedule.warmup_ends(plan, error) for error in (79.9, 80.0, 80.1)]}"
 
 
 def _tensor_lines(tensors: Mapping[str, Tensor]) -> Iterable[str]:

@@ -41,8 +41,8 @@ class Progress:
         self.first_step, self.started_at = trainer.step, time.monotonic()
         self.batch_size = plan.recipe.batch_size
         print(
-            f"{self.run}: {plan.parameters:,} parameters, recipe {plan.recipe_name}, {trainer.total_steps:,} steps "
-            f"({trainer.total_epochs} epochs) on {trainer.engine}",
+            f"{self.run}: {plan.parameters:,} parameters, recipe {plan.recipe_name}, "
+            f"{trainer.total_steps:,} steps ({trainer.total_epochs} epochs) on {trainer.engine}",
             flush=True,
         )
         if self.console.is_terminal:

@@ -255,7 +255,8 @@ class Trainer:
 def _optimizer(net: nn.Module, recipe: Recipe, rate: Tensor) -> torch.optim.SGD:
     """SGD whose learning rate is a tensor on the device, its momentum allocated from the start."""
     scales = {f"{n}.weight" for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():
         decays = recipe.decayed == "all" or parameter.dim() > 1
         decays |= recipe.decayed == "weights_and_scales" and name in scales

@@ -18,7 +18,8 @@ def initialize(net: nn.Module, scheme: str, seed: int) -> None:
     Convolutions are normal with variance 2/fan (He et al. 2015, reference 13 of the paper): `fan_in`,
     `fan_out`; `lasagne` fan-in with Glorot-uniform projections; `a_martyn` fan-out but for the stem, which
     keeps PyTorch's default. The linear layer is uniform within 1/sqrt(fan_in), Torch's default, for the
-    first two, He normal for a_martyn, Glorot uniform for lasagne. Biases are 0, scales 1.
+    first two, He normal for a_martyn, and for lasagne its HeNormal without gain: variance 1/fan_in.
+    Biases are 0, scales 1.
     """
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -43,7 +44,7 @@ def _draw(name: str, parameter: Tensor, scheme: str, seed: int) -> Tensor:
 
     uniform: float | None = None
     if is_linear:
-        uniform = {"a_martyn": None, "lasagne": glorot}.get(scheme, uniform_default)
+        uniform = None if scheme in ("a_martyn", "lasagne") else uniform_default
     elif scheme == "a_martyn" and name == "stem.weight":
         uniform = uniform_default
     elif scheme == "lasagne" and is_projection:
@@ -54,5 +55,6 @@ def _draw(name: str, parameter: Tensor, scheme: str, seed: int) -> Tensor:
     shape = tuple(parameter.shape)
     if uniform is not None:
         return torch.from_numpy(generator.uniform(-uniform, uniform, shape))
+    gain = 1 if is_linear and scheme == "lasagne" else 2
     fan = fan_in if is_linear else normals[scheme]
-    return torch.from_numpy(generator.standard_normal(shape) * math.sqrt(2 / fan))
+    return torch.from_numpy(generator.standard_normal(shape) * math.sqrt(gain / fan))

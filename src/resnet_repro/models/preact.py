@@ -16,7 +16,9 @@ class PreActBlock(nn.Module):
     """x + residual(activate(x)).
 
     In the first block of a net the activation comes before the paths split; a projection always takes the
-    activated input (He 2016, appendix). An identity or parameter-free shortcut takes x itself.
+    activated input (He 2016, appendix). An identity or parameter-free shortcut takes x itself, in a wide net
+    first block too (models/wide-resnet.lua; it matters where the factor is 1). A bottleneck has its stride in
+    the first 1x1 (resnet-pre-act.lua), the Lasagne project's in the 3x3.
     """
 
     def __init__(
@@ -39,11 +41,12 @@ class PreActBlock(nn.Module):
             ]
         else:
             self.out_channels = 4 * width
+            strides = (1, stride) if params.family == "lasagne" else (stride, 1)
             layers = [
-                conv1x1(channels, width, stride, params),
+                conv1x1(channels, width, strides[0], params),
                 batch_norm(width, norm),
                 nn.ReLU(),
-                Conv3x3(width, width, 1, params),
+                Conv3x3(width, width, strides[1], params),
                 batch_norm(width, norm),
                 nn.ReLU(),
                 *([Dropout(params.dropout, index)] if params.dropout else []),
@@ -51,7 +54,7 @@ class PreActBlock(nn.Module):
             ]
         self.residual = nn.Sequential(*layers)
         self.projection = shortcut(kind, channels, self.out_channels, stride, params)
-        self.activates_both = first or isinstance(self.projection, nn.Conv2d)
+        self.activates_both = (first and params.family != "wide") or isinstance(self.projection, nn.Conv2d)
 
     def forward(self, input: Tensor) -> Tensor:
         activated = F.relu(self.norm(input))

@@ -1,6 +1,6 @@
 """Plain and residual nets of He et al. 2015, section 4.2: one class, the shortcuts are a switch.
 
-Depth 6n+2: a 3x3 convolution, three groups of n blocks with 16, 32 and 64 channels, global mean, linear layer.
+Depth 6n+2: a 3x3 convolution, three groups of n blocks with 16, 32 and 64 channels, global mean, linear.
 With bottleneck blocks (depth 9n+2) this is the "original unit" that He et al. 2016 compare with.
 """
 

@@ -136,5 +136,5 @@ def _explained(uri: str) -> Iterator[None]:
         remedy = "is its server running?"
         if uri.startswith("sqlite:"):
             remedy = "delete the file, `resnet-repro publish` rebuilds every finished run"
-        reason = str(error).splitlines()[0]
+        reason = str(error).replace(uri, shown(uri)).splitlines()[0]
         raise TrackingError(f"MLflow at {shown(uri)} cannot be used: {reason}; {remedy}") from error

@@ -10,6 +10,7 @@ import pandas as pd
 
 from resnet_repro import evidence
 from resnet_repro.evidence import Epoch, Metrics, Origin, Plan, Provenance, RunEvidence
+from resnet_repro.papers import judged_against
 
 EVIDENCE_FILES = (evidence.PLAN, evidence.PROVENANCE, evidence.HISTORY, evidence.TIMING, evidence.METRICS)
 
@@ -108,13 +109,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _tags(plan: Plan, origin: Origin) -> dict[str, str]:
     dirty = None if origin.git_dirty is None else json.dumps(origin.git_dirty)
+    paper = _paper(plan)
     tags: dict[str, str | None] = {
         "stage": "train",
         "uid": origin.uid,
         "model": plan.model,
         "seed": str(origin.seed),
         "recipe": plan.recipe_name,
-        "paper": plan.recipe.source,
+        "paper": paper,
         "device": origin.device,
         "device_name": origin.device_name,
         "mode": origin.mode,
@@ -129,12 +131,18 @@ def _tags(plan: Plan, origin: Origin) -> dict[str, str]:
         "mlflow.source.git.commit": origin.git_commit,
         "mlflow.note.content": (
             f"**{plan.model}**, seed {origin.seed}: {plan.layers} layers, {plan.parameters:,} parameters, "
-            f"trained by `{plan.recipe_name}` on {origin.device_name}.\n\n{plan.recipe.source}"
+            f"trained by `{plan.recipe_name}` on {origin.device_name}.\n\nPaper: {paper}"
         ),
     }
     tags |= {f"versions.{name}": version for name, version in origin.versions.items()}
     tags |= {f"fingerprint.{name}": digest for name, digest in plan.fingerprint.items()}
     return {key: value for key, value in tags.items() if value is not None}
+
+
+def _paper(plan: Plan) -> str:
+    """The published number that this run's row is judged against."""
+    judged = None if plan.recipe.short else judged_against(plan.model)
+    return f"{judged.source}: {judged.value}% ({judged.statistic})" if judged else "none"
 
 
 def _summary(provenance: Provenance, metrics: Metrics | None) -> dict[str, float]:

@@ -1,0 +1,193 @@
+"""The pipeline as a user sees it: on the demo's plan, really run, and on a clean clone of this repository."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from resnet_repro.demo import ARCHIVE, demo_environment, run_demo
+from resnet_repro.evidence import RunEvidence
+from resnet_repro.params import load
+
+ROOT = Path(__file__).parent.parent
+FAMILIES = {"plain8", "resnet8", "preact8", "bottleneck11", "wide10_2"}
+
+pytestmark = pytest.mark.xdist_group("demo")
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The demo's clone, up to date: quick where `make demo` ran before."""
+    before = _git(ROOT, "status", "--porcelain")
+    run_demo(ROOT)
+    assert _git(ROOT, "status", "--porcelain") == before, "the demo must leave the repository as it is"
+    return ROOT / ".demo"
+
+
+@pytest.fixture
+def workspace(demo: Path, tmp_path: Path) -> Path:
+    """A copy of the demo's clone to change things in, without its database."""
+    copy = tmp_path / "workspace"
+    shutil.copytree(demo, copy, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", "__pycache__"))
+    return copy
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def _run(workspace: Path, *command: str, **extra: str) -> str:
+    """Run a command in a workspace, with the code of the workspace; its output."""
+    environment = demo_environment(workspace / ARCHIVE) | {"PYTHONPATH": str(workspace / "src")} | extra
+    done = subprocess.run(
+        command, cwd=workspace, env=environment, capture_output=True, text=True, check=False, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def _stale(workspace: Path) -> set[str]:
+    """The train and evaluate stages that would run, once `plan` has."""
+    _run(workspace, "dvc", "repro", "--single-item", "plan")
+    out = _run(workspace, sys.executable, "-c", "import json, dvc.repo; print(json.dumps(dvc.repo.Repo().status()))")
+    return set(re.findall(r"(?:train|evaluate)@[\w-]+", out.splitlines()[-1]))
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path}"
+    path.write_text(text.replace(old, new))
+
+
+class TestDemo:
+    def test_every_run_is_trained_and_learned_something(self, demo: Path) -> None:
+        params = load(demo / "params.yaml")
+        runs = {key: RunEvidence.read(demo / "reports" / "runs" / key) for key in params.runs}
+        assert {run.plan.model for run in runs.values()} == FAMILIES
+        for key, run in runs.items():
+            assert run.metrics.test_error_percent < 40, key  # ten digits: guessing gives 90
+            assert run.metrics.steps == run.history.step.iloc[-1]
+            assert run.history.epoch.tolist() == list(range(1, run.metrics.epochs + 1))
+
+    def test_the_table_has_every_family(self, demo: Path) -> None:
+        table = (demo / "reports" / "README.md").read_text()
+        for model in FAMILIES:
+            row = next(line for line in table.splitlines() if line.startswith("|") and model in line)
+            assert re.search(r"\d+\.\d\d", row), row
+
+    def test_nothing_is_stale_afterwards(self, demo: Path) -> None:
+        assert "up to date" in _run(demo, "dvc", "status")
+
+    def test_seeds_of_one_model_differ_and_share_their_plan(self, demo: Path) -> None:
+        one, two = (RunEvidence.read(demo / "reports" / "runs" / f"resnet8-{seed}") for seed in (1, 2))
+        assert one.provenance.plan_sha256 == two.provenance.plan_sha256
+        assert one.provenance.weights_sha256 != two.provenance.weights_sha256
+
+
+class TestWhatAnEditReruns:
+    def test_a_comment_trains_nothing(self, workspace: Path) -> None:
+        for path in (workspace / "src" / "resnet_repro").rglob("*.py"):
+            path.write_text(path.read_text() + "\n# a comment\n")
+        assert _stale(workspace) == set()
+
+    def test_a_recipe_trains_exactly_its_models(self, workspace: Path) -> None:
+        params = YAML().load(workspace / "params.yaml")
+        params["recipes"]["demo_wide"]["momentum"] = 0.8
+        YAML().dump(params, workspace / "params.yaml")
+        wide = {f"{stage}@wide10_2-{seed}" for stage in ("train", "evaluate") for seed in (1, 2)}
+        assert _stale(workspace) == wide
+
+    def test_a_new_seed_trains_that_seed(self, workspace: Path) -> None:
+        params = YAML().load(workspace / "params.yaml")
+        params["runs"]["plain8-3"] = {"model": "plain8", "seed": 3}
+        YAML().dump(params, workspace / "params.yaml")
+        assert _stale(workspace) == {"train@plain8-3", "evaluate@plain8-3"}
+
+    def test_a_constant_in_the_training_step_trains_everything(self, workspace: Path) -> None:
+        _edit(
+            workspace / "src" / "resnet_repro" / "training.py",
+            "return F.cross_entropy(logits, labels),",
+            "return 1.001 * F.cross_entropy(logits, labels),",
+        )
+        assert _stale(workspace) == {
+            f"{stage}@{key}" for stage in ("train", "evaluate") for key in load(workspace / "params.yaml").runs
+        }
+
+
+class TestCommandsOfDvc:
+    def test_params_diff_names_the_leaf(self, workspace: Path) -> None:
+        params = YAML().load(workspace / "params.yaml")
+        params["recipes"]["demo"]["schedule"]["learning_rate"] = 0.05
+        YAML().dump(params, workspace / "params.yaml")
+        assert re.search(r"recipes\.demo\.schedule\.learning_rate\s+0\.1\s+0\.05", _run(workspace, "dvc", "params", "diff"))
+
+    def test_metrics_show_is_small(self, demo: Path) -> None:
+        shown = _run(demo, "dvc", "metrics", "show")
+        assert all(model in shown for model in FAMILIES)
+        assert len(shown.splitlines()) < 15
+
+    def test_plots_show_needs_no_network(self, demo: Path, tmp_path: Path) -> None:
+        page = tmp_path / "plots"
+        _run(demo, "dvc", "plots", "show", "--out", str(page))
+        assert "curves.csv" in (page / "index.html").read_text()
+
+
+class TestCleanClone:
+    """A fresh clone is up to date (DESIGN, idea 4)."""
+
+    @pytest.fixture(scope="class")
+    def clone(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """What a stranger gets: the committed files, here with the working tree's changes."""
+        folder = tmp_path_factory.mktemp("clone") / "repository"
+        listed = _git(ROOT, "ls-files", "-z").split("\0")
+        for name in filter(None, listed):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        _git(folder, "init", "--quiet")
+        _git(folder, "add", "--all")
+        identity = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
+        _git(folder, *identity, "commit", "--quiet", "--message", "clone")
+        return folder
+
+    def test_only_rows_without_a_run_would_train(self, clone: Path) -> None:
+        planned = _run(clone, "dvc", "repro", "--allow-missing", "--dry")
+        would = set(re.findall(r"Running stage '([^']+)'", planned))
+        locked = set(YAML(typ="safe").load(clone / "dvc.lock")["stages"])
+        assert not {stage for stage in would & locked if "@" in stage}
+        not_run = {key for key in load(clone / "params.yaml").runs if f"train@{key}" not in locked}
+        assert {stage for stage in would if stage.startswith("train@")} == {f"train@{key}" for key in not_run}
+        models = {key.rpartition("-")[0] for key in not_run}
+        table = (clone / "reports" / "README.md").read_text().splitlines()
+        for model in models:
+            assert any(model in line and "not run" in line for line in table), model
+
+    def test_plan_and_report_really_run_give_what_is_committed(self, clone: Path) -> None:
+        _run(clone, "dvc", "repro", "--force", "--single-item", "plan")
+        _run(clone, "dvc", "repro", "--force", "--single-item", "report")
+        changed = [line[3:] for line in _git(clone, "status", "--porcelain").splitlines()]
+        # pictures depend on the machine's fonts and libraries
+        assert [name for name in changed if not name.startswith("reports/figures/")] == []
+
+    def test_evidence_is_complete(self, clone: Path) -> None:
+        locked = YAML(typ="safe").load(clone / "dvc.lock")["stages"]
+        for key in load(clone / "params.yaml").runs:
+            if f"evaluate@{key}" not in locked:
+                continue
+            run = RunEvidence.read(clone / "reports" / "runs" / key)
+            predictions = pd.DataFrame(run.predictions())
+            error = 100 * (predictions.predicted != predictions.label).mean()
+            assert error == pytest.approx(run.metrics.test_error_percent)
+            assert run.provenance.key == key
+
+
+def test_the_readme_names_no_path_of_a_machine() -> None:
+    tracked = _git(ROOT, "ls-files", "*.md", "*.yaml", "*.json", "*.py", "*.csv").split()
+    home = str(Path.home())
+    assert [name for name in tracked if (ROOT / name).is_file() and f"{home}{os.sep}" in (ROOT / name).read_text()] == []
