@@ -55,7 +55,9 @@ def _run(workspace: Path, *command: str, **extra: str) -> str:
 def _stale(workspace: Path) -> set[str]:
     """The train and evaluate stages that would run, once `plan` has."""
     _run(workspace, "dvc", "repro", "--single-item", "plan")
-    out = _run(workspace, sys.executable, "-c", "import json, dvc.repo; print(json.dumps(dvc.repo.Repo().status()))")
+    out = _run(
+        workspace, sys.executable, "-c", "import json, dvc.repo; print(json.dumps(dvc.repo.Repo().status()))"
+    )
     return set(re.findall(r"(?:train|evaluate)@[\w-]+", out.splitlines()[-1]))
 
 
@@ -116,7 +118,9 @@ class TestWhatAnEditReruns:
             "return 1.001 * F.cross_entropy(logits, labels),",
         )
         assert _stale(workspace) == {
-            f"{stage}@{key}" for stage in ("train", "evaluate") for key in load(workspace / "params.yaml").runs
+            f"{stage}@{key}"
+            for stage in ("train", "evaluate")
+            for key in load(workspace / "params.yaml").runs
         }
 
 
@@ -125,7 +129,9 @@ class TestCommandsOfDvc:
         params = YAML().load(workspace / "params.yaml")
         params["recipes"]["demo"]["schedule"]["learning_rate"] = 0.05
         YAML().dump(params, workspace / "params.yaml")
-        assert re.search(r"recipes\.demo\.schedule\.learning_rate\s+0\.1\s+0\.05", _run(workspace, "dvc", "params", "diff"))
+        assert re.search(
+            r"recipes\.demo\.schedule\.learning_rate\s+0\.1\s+0\.05", _run(workspace, "dvc", "params", "diff")
+        )
 
     def test_metrics_show_is_small(self, demo: Path) -> None:
         shown = _run(demo, "dvc", "metrics", "show")
@@ -190,4 +196,6 @@ class TestCleanClone:
 def test_the_readme_names_no_path_of_a_machine() -> None:
     tracked = _git(ROOT, "ls-files", "*.md", "*.yaml", "*.json", "*.py", "*.csv").split()
     home = str(Path.home())
-    assert [name for name in tracked if (ROOT / name).is_file() and f"{home}{os.sep}" in (ROOT / name).read_text()] == []
+    assert [
+        name for name in tracked if (ROOT / name).is_file() and f"{home}{os.sep}" in (ROOT / name).read_text()
+    ] == []

@@ -112,7 +112,9 @@ def test_after_the_warm_up_the_rate_never_rises(data):
         learning_rate=data.draw(st.floats(1e-3, 1)),
         drops=tuple(drops),
         drop_factor=data.draw(st.floats(0.01, 0.99)),
-        warmup=data.draw(st.none() | st.just(Warmup(learning_rate=0.01, length=length, until_train_error_percent=until))),
+        warmup=data.draw(
+            st.none() | st.just(Warmup(learning_rate=0.01, length=length, until_train_error_percent=until))
+        ),
     )
     epoch_steps, warm_since = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 99))
     unit = 1 if plan.unit == "steps" else epoch_steps
@@ -121,7 +123,9 @@ def test_after_the_warm_up_the_rate_never_rises(data):
     assert all(value == 0.01 for value in rates[:first])
     assert rates[first:] == sorted(rates[first:], reverse=True)
     without = plan.model_copy(update={"warmup": None})
-    assert rates[first:] == [learning_rate(without, step, epoch_steps, None) for step in range(first, 99 * unit)]
+    assert rates[first:] == [
+        learning_rate(without, step, epoch_steps, None) for step in range(first, 99 * unit)
+    ]
 
 
 @given(st.integers(1, 1000), st.integers(1, 200), st.sampled_from(["keep", "drop"]))

@@ -1,5 +1,7 @@
 """How the arithmetic is done on this machine: device, mode, precision, threads, determinism."""
 
+import contextlib
+import ctypes
 import os
 import platform
 import shutil
@@ -92,6 +94,8 @@ def has_bf16(device: str) -> bool:
 
 def configure(engine: ResolvedEngine) -> None:
     """Set torch's global switches. Call before any other work on the device."""
+    if engine.device == "cpu":
+        _keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(engine.threads)
     torch.use_deterministic_algorithms(engine.deterministic)
@@ -100,6 +104,20 @@ def configure(engine: ResolvedEngine) -> None:
     torch.backends.cudnn.deterministic = engine.deterministic
     torch.backends.cudnn.benchmark = not engine.deterministic  # it picks kernels by timing them
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc's malloc to keep what a step frees, for the next step.
+
+    Otherwise it gives activations of some megabytes back to the system, which then zeroes every page of them
+    anew: on 2 cores that took a quarter of ResNet-20's time. Other C libraries are left alone.
+    """
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # noqa: N806 - malloc.h's names
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc accepts
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 64 << 20)
 
 
 def device_name(device: str) -> str:

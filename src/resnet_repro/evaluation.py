@@ -56,7 +56,7 @@ class Evaluator:
     def probabilities(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """(N, 10) float32 class probabilities, on the CPU."""
         self.net.eval()
-        return torch.cat([self._logits(images).float().softmax(dim=1).cpu() for images, _ in batches])
+        return torch.cat([self._logits(images).softmax(dim=1).float().cpu() for images, _ in batches])
 
 
 def batches(images: Tensor, labels: Tensor, normalizer: Normalizer) -> Iterator[tuple[Tensor, Tensor]]:

@@ -55,7 +55,7 @@ def fingerprint(architecture: Architecture, recipe: Recipe, net: nn.Module | Non
         architecture, net = architecture.model_copy(update={"batch_norm": norm}), None
     net = net or build_model(architecture)
     initialize(net, recipe.initialization, SEED)
-    weights = _tensor_lines(dict(net.named_parameters()))
+    initial_weights = _digest(_tensor_lines(dict(net.named_parameters())))  # before they are trained in place
 
     images, labels = synthetic_images()
     normalizer = preprocessing.fit(recipe.preprocessing, images).to(torch.device("cpu"), torch.float64)
@@ -87,7 +87,7 @@ def fingerprint(architecture: Architecture, recipe: Recipe, net: nn.Module | Non
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
     return {
-        "initial_weights": _digest(weights),
+        "initial_weights": initial_weights,
         "batches": _digest(_batch_lines(recipe, padded)),
         "learning_rate": _digest(_rate_lines(recipe)),
         "steps": _digest([_number(totals.train_loss), *_tensor_lines(state)]),

@@ -19,9 +19,9 @@ SMOOTH = RNG.normal(size=(2000, 3, 5, 5)).cumsum(axis=2).cumsum(axis=3) + RNG.no
 IMAGES = np.clip(128 + 25 * SMOOTH, 0, 255).astype(np.uint8)  # neighbours correlate, as in pictures
 
 
-def preprocessed(kind: str, images: np.ndarray = IMAGES, **constants: tuple[float, ...]) -> tuple[Normalizer, np.ndarray]:
-    normalizer = fit(Preprocessing(kind=kind, **constants), images)
-    return normalizer, normalizer(torch.from_numpy(images)).numpy()
+def preprocessed(kind: str, **constants: tuple[float, ...]) -> tuple[Normalizer, np.ndarray]:
+    normalizer = fit(Preprocessing(kind=kind, **constants), IMAGES)
+    return normalizer, normalizer(torch.from_numpy(IMAGES)).numpy()
 
 
 def test_per_pixel_mean():
@@ -42,7 +42,8 @@ def test_channel_mean_and_standard_deviation():
 def test_constants():
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     _, output = preprocessed("constants", mean=mean, std=std)
-    expected = vision.normalize(vision.to_dtype(torch.from_numpy(IMAGES), torch.float32, scale=True), mean, std)
+    pixels = vision.to_dtype(torch.from_numpy(IMAGES), torch.float32, scale=True)
+    expected = vision.normalize(pixels, mean, std)
     np.testing.assert_allclose(output, expected, atol=1e-5)
 
 

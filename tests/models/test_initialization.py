@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from resnet_repro.models import build_model
 from resnet_repro.models.initialization import initialize
-from resnet_repro.params import Architecture
+from resnet_repro.params import Architecture, BatchNorm
 
 SCHEMES = ["fan_in", "fan_out", "a_martyn", "lasagne"]
 NETS = {
@@ -31,13 +31,14 @@ def fans(weight: Tensor) -> tuple[int, int]:
 
 
 def is_normal(weight: Tensor, variance: float) -> bool:
-    """Kolmogorov's and Smirnov's test at one in 10,000; the seed is fixed, so it never fails by chance later."""
+    """Kolmogorov's and Smirnov's test at one in 10,000; the seed is fixed, so no chance is left."""
     return stats.kstest(weight.flatten().numpy(), stats.norm(0, math.sqrt(variance)).cdf).pvalue > 1e-4
 
 
 def is_uniform(weight: Tensor, bound: float) -> bool:
+    uniform = stats.uniform(-bound, 2 * bound)
     inside = bool((weight.abs() <= bound).all())
-    return inside and stats.kstest(weight.flatten().numpy(), stats.uniform(-bound, 2 * bound).cdf).pvalue > 1e-4
+    return inside and stats.kstest(weight.flatten().numpy(), uniform.cdf).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -74,7 +75,7 @@ def test_torchs_own_linear_layer_is_what_is_imitated():
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_scales_are_one_and_every_bias_and_shift_zero(scheme):
     for kind in ("running", "none"):
-        net = build_model(Architecture.model_validate({"family": "lasagne", "depth": 8, "batch_norm": {"kind": kind}}))
+        net = build_model(Architecture(family="lasagne", depth=8, batch_norm=BatchNorm(kind=kind)))
         initialize(net, scheme, 1)
         for name, module in net.named_modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -92,13 +93,13 @@ def test_a_seed_gives_its_bits_and_another_seed_others():
 
 def test_layers_of_the_same_shape_differ():
     drawn = [value for value in weights(NETS["resnet"]).values() if value.dim() > 1]
-    firsts = [value.flatten()[:16] * math.sqrt(fans(value)[0]) for value in drawn]  # the numbers behind the scaling
+    firsts = [value.flatten()[:16] * math.sqrt(fans(value)[0]) for value in drawn]  # before the scaling
     for i, one in enumerate(firsts):
         assert not any(torch.allclose(one, other) for other in firsts[:i])
 
 
 def test_a_tensor_does_not_depend_on_the_others():
-    """Two nets share the weights of the layers that they share, and the order of making them does not count."""
+    """Nets share the weights of the layers that they share; the order of making them does not count."""
     shallow, deep = (weights(Architecture(family="resnet", depth=depth)) for depth in (20, 32))
     assert all(torch.equal(value, deep[name]) for name, value in shallow.items())
     layers = [("a", nn.Conv2d(3, 8, 3)), ("b", nn.Conv2d(8, 8, 3)), ("c", nn.Linear(8, 10))]

@@ -46,8 +46,9 @@ def test_running_statistics_serve_evaluation():
     x, norm = 3 + 2 * random(8, 4, 5, 5), norm_of(4, momentum=1.0)
     torch.testing.assert_close(norm(x), normalized(x, norm))
     # momentum 1: the statistics of that batch, its variance without the bias of a sample's
-    expected = (3 * x - x.mean(dim=(0, 2, 3))[:, None, None]) / (x.var(dim=(0, 2, 3))[:, None, None] + norm.eps).sqrt()
-    expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
+    mean, variance = x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), unbiased=True)
+    factor = norm.weight / (variance + norm.eps).sqrt()
+    expected = (3 * x - mean[:, None, None]) * factor[:, None, None] + norm.bias[:, None, None]
     torch.testing.assert_close(norm.eval()(3 * x), expected)
 
 

@@ -1,5 +1,6 @@
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from resnet_repro.params import Architecture, BatchNorm, load
 
 MODELS = load(Path(__file__).parents[2] / "params.yaml").models
 PARAMETERS = {
-    # He 2015, Table 6: 0.27M, 0.46M, 0.66M, 0.85M, 1.7M, 19.4M; exact ones as other implementations print them
+    # He 2015, Table 6: 0.27M, 0.46M, 0.66M, 0.85M, 1.7M, 19.4M; exact ones as peers print them
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,
@@ -123,9 +124,16 @@ def test_which_shortcuts_have_weights(family, kind, projections):
 
 @pytest.mark.parametrize(
     ("family", "block", "expected"),
-    [("resnet", "basic", "A"), ("resnet", "bottleneck", "B"), ("preact", "basic", "A"), ("preact", "bottleneck", "B"),
-     ("wide", "basic", "B"), ("lasagne", "basic", "B"), ("lasagne", "bottleneck", "B")],
-)  # fmt: skip
+    [
+        ("resnet", "basic", "A"),
+        ("resnet", "bottleneck", "B"),
+        ("preact", "basic", "A"),
+        ("preact", "bottleneck", "B"),
+        ("wide", "basic", "B"),
+        ("lasagne", "basic", "B"),
+        ("lasagne", "bottleneck", "B"),
+    ],
+)
 def test_a_familys_own_shortcut(family, block, expected):
     depth = 11 if block == "bottleneck" else 10 if family == "wide" else 8
     own, named = (
@@ -234,9 +242,10 @@ def as_in_he2016(w: Weights, x: Tensor, n: int, bottleneck: bool) -> Tensor:
     return w.classify(w.activate(x))
 
 
-def as_in_zagoruyko2016(w: Weights, x: Tensor, n: int, dropouts: list[nn.Module]) -> Tensor:
-    """Section 2 and models/wide-resnet.lua: B(3,3), dropout between the convolutions; a shortcut is a projection
-    of the activated input where the channels change, and else the input itself, in the first block too."""
+def as_in_zagoruyko2016(w: Weights, x: Tensor, n: int, dropouts: Sequence[nn.Module] = ()) -> Tensor:
+    """Section 2 and models/wide-resnet.lua: B(3,3), dropout between the convolutions; a shortcut is a
+    projection of the activated input where the channels change, and else the input itself, in the first block
+    too."""
     x, masks = w.convolve(x), iter(dropouts)
     for group in range(3):
         for block in range(n):
@@ -248,8 +257,8 @@ def as_in_zagoruyko2016(w: Weights, x: Tensor, n: int, dropouts: list[nn.Module]
     return w.classify(w.activate(x))
 
 
-def as_in_lasagne(w: Weights, x: Tensor, counts: list[int], bottleneck: bool) -> Tensor:
-    """Its models.py, with the README's correction of 2016-08-12: the projection sees the pre-activation. The last
+def as_in_lasagne(w: Weights, x: Tensor, counts: Sequence[int], bottleneck: bool = False) -> Tensor:
+    """Its models.py, with the correction of 2016-08-12: the projection sees the pre-activation. The last
     convolution of a block has a bias; a bottleneck has its stride in the 3x3."""
     x = w.activate(w.convolve(x))
     for group, count in enumerate(counts):
@@ -280,18 +289,21 @@ def random_net(params: Architecture) -> nn.Module:
 @pytest.mark.parametrize(
     ("params", "paper"),
     [
-        (architecture("plain", 14), lambda w, x: as_in_he2015(w, x, 2, residual=False)),
-        (architecture("resnet", 20), lambda w, x: as_in_he2015(w, x, 3, residual=True)),
-        (architecture("preact", 14), lambda w, x: as_in_he2016(w, x, 2, bottleneck=False)),
-        (architecture("preact", 20, block="bottleneck"), lambda w, x: as_in_he2016(w, x, 2, bottleneck=True)),
-        (architecture("wide", 16, widen_factor=2), lambda w, x: as_in_zagoruyko2016(w, x, 2, [])),
-        (architecture("wide", 16, widen_factor=1), lambda w, x: as_in_zagoruyko2016(w, x, 2, [])),
-        (architecture("lasagne", 14), lambda w, x: as_in_lasagne(w, x, [2, 2, 2], bottleneck=False)),
-        (architecture("lasagne", 20, block="bottleneck"), lambda w, x: as_in_lasagne(w, x, [2, 2, 2], bottleneck=True)),
-        (architecture("lasagne", 16, widen_factor=2), lambda w, x: as_in_lasagne(w, x, [2, 4, 4], bottleneck=False)),
+        (architecture("plain", 14), partial(as_in_he2015, n=2, residual=False)),
+        (architecture("resnet", 20), partial(as_in_he2015, n=3, residual=True)),
+        (architecture("preact", 14), partial(as_in_he2016, n=2, bottleneck=False)),
+        (architecture("preact", 20, block="bottleneck"), partial(as_in_he2016, n=2, bottleneck=True)),
+        (architecture("wide", 16, widen_factor=2), partial(as_in_zagoruyko2016, n=2)),
+        (architecture("wide", 16, widen_factor=1), partial(as_in_zagoruyko2016, n=2)),
+        (architecture("lasagne", 14), partial(as_in_lasagne, counts=(2, 2, 2))),
+        (
+            architecture("lasagne", 20, block="bottleneck"),
+            partial(as_in_lasagne, counts=(2, 2, 2), bottleneck=True),
+        ),
+        (architecture("lasagne", 16, widen_factor=2), partial(as_in_lasagne, counts=(2, 4, 4))),
     ],
     ids=lambda p: str(p.model_dump(exclude_defaults=True)) if isinstance(p, Architecture) else "",
-)  # fmt: skip
+)
 def test_a_net_computes_what_its_paper_writes(params, paper):
     net = random_net(params)
     x = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
