@@ -1,4 +1,4 @@
-"""One thread, so that sums are made in one order; no deadlines, since the first example of a test warms up."""
+"""One thread, so that sums are made in one order; no deadlines, since a test's first example warms up."""
 
 import torch
 from hypothesis import settings

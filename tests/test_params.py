@@ -119,6 +119,12 @@ def sections(
 SECTIONS = list(sections(Params, tree_of()))
 KEYS = [(place, section, name) for place, section in SECTIONS for name in section.model_fields]
 
+BREAKS_A_RULE = {  # without these keys of `COMPLETE`, others of it do not fit
+    "recipes.he.schedule.warmup.length": "give one of them",
+    "recipes.he.preprocessing.mean": "constants takes 3 values",
+    "recipes.he.preprocessing.std": "constants takes 3 values",
+}
+
 
 def at(tree: Any, place: tuple[str, ...]) -> Any:
     for part in place:
@@ -194,16 +200,16 @@ def test_a_key_left_out_is_refused_or_takes_its_documented_default(file, place, 
     tree, field = tree_of(), section.model_fields[name]
     del at(tree, place)[name]
     dotted = ".".join((*place, name))
-    try:
-        node: Any = load_tree(file, tree)
-    except ParamsError as error:
-        # a default may also break a rule, such as a crop's fill that does not fit the preprocessing
-        assert field.is_required() <= (f"{dotted}: this key is missing" in str(error))
-        assert re.search(rf"{re.escape(str(file))}:\d+: ", str(error))
+    if field.is_required():
+        with pytest.raises(ParamsError, match=rf":\d+: {re.escape(dotted)}: this key is missing"):
+            load_tree(file, tree)
+    elif dotted in BREAKS_A_RULE:
+        with pytest.raises(ParamsError, match=BREAKS_A_RULE[dotted]):
+            load_tree(file, tree)
     else:
+        node: Any = load_tree(file, tree)
         for part in place:
             node = node[part] if isinstance(node, dict) else getattr(node, part)
-        assert not field.is_required()
         assert getattr(node, name) == field.get_default()
 
 
@@ -238,13 +244,13 @@ def test_a_misspelt_key_is_refused_with_its_line_and_the_right_name(file, key, p
         ("  threads: 2", "  treads: 2", "engine.treads", "did you mean 'threads'?"),
         ("    momentum: 0.9", "    momentun: 0.9", "recipes.he.momentun", "did you mean 'momentum'?"),
         ("      drops: [50, 75]", "      dorps: [50]", "recipes.he.schedule.dorps", "did you mean 'drops'?"),
-        ("        length: 10", "        lenght: 10", "recipes.he.schedule.warmup.lenght", "did you mean 'length'?"),
-        ("        eps: 0.001", "        epz: 0.001", "models.net.architecture.batch_norm.epz", "did you mean 'eps'?"),
-        ("      batch_size: 32", "      batchsize: 32", "models.net.changes.batchsize", "did you mean 'batch_size'?"),
+        ("length: 10", "lenght: 10", "recipes.he.schedule.warmup.lenght", "did you mean 'length'?"),
+        ("eps: 0.001", "epz: 0.001", "models.net.architecture.batch_norm.epz", "did you mean 'eps'?"),
+        ("batch_size: 32", "batchsize: 32", "models.net.changes.batchsize", "did you mean 'batch_size'?"),
         ("        stop: 90", "        stpo: 90", "models.net.changes.schedule.stpo", "did you mean 'stop'?"),
         ("      threads: 1", "      thread: 1", "models.net.engine.thread", "did you mean 'threads'?"),
         ("  urls:", "  urlss:", "data.urlss", "did you mean 'urls'?"),
-        ("    flip: false", "    zzz: false", "recipes.he.augmentation.zzz", "known: padding, fill, crop, flip, draw"),
+        ("flip: false", "zzz: false", "recipes.he.augmentation.zzz", "known: padding, fill, crop, flip, draw"),
         # types and values
         ("flip: false", "flip: yes", "recipes.he.augmentation.flip", "boolean, not 'yes'"),
         ("batch_size: 64", "batch_size: '128'", "recipes.he.batch_size", "written without quotes"),
@@ -256,7 +262,7 @@ def test_a_misspelt_key_is_refused_with_its_line_and_the_right_name(file, key, p
         ("momentum: 0.9", "momentum: 1.0", "recipes.he.momentum", "less than 1, not 1.0"),
         ("momentum: 0.9", "momentum: -0.1", "recipes.he.momentum", "greater than or equal to 0"),
         ("momentum: 0.9", "momentum: .nan", "recipes.he.momentum", "not nan"),
-        ("learning_rate: 0.1", "learning_rate: .inf", "recipes.he.schedule.learning_rate", "finite number, not inf"),
+        ("learning_rate: 0.1", "learning_rate: .inf", "recipes.he.schedule.learning_rate", "not inf"),
         ("learning_rate: 0.1", "learning_rate: .nan", "recipes.he.schedule.learning_rate", "not nan"),
         ("learning_rate: 0.1", "learning_rate: ten", "recipes.he.schedule.learning_rate", "1.0e-4"),
         ("eps: 0.001", "eps: .nan", "models.net.architecture.batch_norm.eps", "not nan"),
@@ -285,9 +291,9 @@ def test_a_misspelt_key_is_refused_with_its_line_and_the_right_name(file, key, p
         ("      batch_size: 32", "      batch_size: x", "models.net.changes.batch_size", "not 'x'"),
         # names
         ("recipe: he", "recipe: hee", "models.net.recipe", "there is no recipe 'hee'; did you mean 'he'?"),
-        ("model: net\n    seed: 1", "model: nett\n    seed: 1", "runs.net-1.model", "no model 'nett'; did you mean 'net'"),
+        ("  net-1:\n    model: net", "  net-1:\n    model: nett", "runs.net-1.model", "no model 'nett'; did you mean 'net'"),
         ("net-1:", "net_1:", "runs.net_1", "this run is called net-1"),
-        ("net-2:\n    model: net\n    seed: 2", "net-1:\n    model: net\n    seed: 1", "ablations.net-1", "`runs` already"),
+        ("net-2:\n    model: net\n    seed: 2", "net-1:\n    model: net\n    seed: 1", "ablations.net-1", "already"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_refused_with_file_line_place_and_remedy(file, right, wrong, place, says):
@@ -344,10 +350,10 @@ def test_an_architecture_that_does_not_exist_is_refused(file, family, depth, oth
         ("data: [\nengine: 3\n", 3, "expected ',' or ']'"),
         ("data:\n\tengine: 3\n", 2, r"found character '\t'"),
         ("a: 1\n---\nb: 2\n", 2, "another document"),
-        (COMPLETE.replace("    batch_size: 64", "    batch_size: 64\n    batch_size: 32"), line_of(COMPLETE, "recipes.batch_size") + 1, "duplicate key"),
+        ("data:\n  urls: [x]\n  urls: [y]\n", 3, "duplicate key"),
         (COMPLETE + "runs: {}\n", len(COMPLETE.splitlines()) + 1, "duplicate key"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_yaml_is_refused_with_its_line(file, text, line, says):
     message = refusal(file, text)
     assert message.startswith(f"{file}:{line}: ")

@@ -16,7 +16,7 @@ from resnet_repro.evaluation import Evaluator
 from resnet_repro.models import build_model
 from resnet_repro.models.initialization import initialize
 from resnet_repro.models.layers import Dropout
-from resnet_repro.params import Architecture, Augmentation, Preprocessing, Recipe, Schedule, Warmup
+from resnet_repro.params import Architecture, Augmentation, BatchNorm, Preprocessing, Recipe, Schedule, Warmup
 from resnet_repro.training import EpochTotals, Trainer
 
 ENGINE = ResolvedEngine("cpu", "eager", "fp32", 1, True)
@@ -260,7 +260,7 @@ def test_an_interruption_comes_between_steps():
 
 
 class Reader(nn.Module):
-    """Reads the label that stands in the middle pixel: right for every image, if image and label stay together."""
+    """Reads the label that stands in the middle pixel: always right if image and label stay together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,29 +286,22 @@ def test_an_image_is_never_separated_from_its_label(draw, last):
 
 
 def test_a_warm_up_ends_with_the_epoch_whose_error_is_low_enough():
-    def rates(until: float) -> list[float]:
-        warmup = Warmup(learning_rate=0.0001, until_train_error_percent=until)
-        plan = Schedule(
-            unit="steps", stop=40, learning_rate=0.001, drops=(25,), drop_factor=0.1, warmup=warmup
-        )
-        trainer = reading(changed(schedule=plan))
-        return [total.learning_rate for total in run(trainer)]
+    def recipe(until: float) -> Recipe:
+        warmup = Warmup(learning_rate=0.0002, until_train_error_percent=until)
+        rates = {"learning_rate": 0.001, "drops": (25,), "drop_factor": 0.1, "warmup": warmup}
+        return changed(schedule=Schedule(unit="steps", stop=40, **rates))
 
-    assert rates(50.0) == pytest.approx(
-        [0.0001, 0.001, 0.0001, 0.0001]
-    )  # epochs of 10 steps, all without error
-    never = Warmup(learning_rate=0.0001, until_train_error_percent=1e-3)
-    plan = Schedule(unit="steps", stop=9, learning_rate=0.001, drops=(5,), drop_factor=0.1, warmup=never)
-    assert {t.learning_rate for t in run(trainer_of(NETS["plain"], changed(schedule=plan)))} == {0.0001}
+    # epochs of 10 steps, all without an error; the drop at step 25 is from 0.001
+    rates = [total.learning_rate for total in run(reading(recipe(50.0)))]
+    assert rates == pytest.approx([0.0002, 0.001, 0.0001, 0.0001])
+    assert {total.learning_rate for total in run(trainer_of(NETS["plain"], recipe(1e-3)))} == {0.0002}
 
 
 def test_a_loss_that_is_not_finite_names_step_and_rate():
-    plan = RECIPE.schedule.model_copy(update={"learning_rate": 1e30})
-    with pytest.raises(
-        TrainingError, match=r"loss became (nan|inf) at step 1 \(epoch 1\), at learning rate 1e\+30"
-    ):
-        run(trainer_of(Architecture.model_validate({"family": "plain", "depth": 8, "batch_norm": {"kind": "none"}}),
-                       changed(schedule=plan)))  # fmt: skip
+    recipe = changed(schedule=RECIPE.schedule.model_copy(update={"learning_rate": 1e30}))
+    trainer = trainer_of(Architecture(family="plain", depth=8, batch_norm=BatchNorm(kind="none")), recipe)
+    with pytest.raises(TrainingError, match=r"became (nan|inf) at step 1 \(epoch 1\), at learning rate 1e\+30"):
+        run(trainer)
 
 
 def test_too_few_images_for_a_batch_are_refused():

@@ -58,8 +58,8 @@ class CheckpointStore:
             "format": str(FORMAT),
             "identity": json.dumps(self.identity, sort_keys=True),
             "content": json.dumps(checkpoint.content),
-            "sha256": digest_of(checkpoint.tensors),
         }
+        metadata["sha256"] = _digest(metadata, checkpoint.tensors)
         path = self.folder / f"step-{step:09d}.safetensors"
         data = safetensors.torch.save(checkpoint.tensors, metadata)
         try:
@@ -135,16 +135,20 @@ def read(path: Path, identity: dict[str, Any]) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    if metadata.get("format") != str(FORMAT):
-        raise CheckpointError(f"{path} has format {metadata.get('format')}, and this version reads {FORMAT}")
+    if metadata.pop("sha256", None) != _digest(metadata, tensors):
+        raise CheckpointError(f"{path} is damaged: its content does not fit its digest")
+    if metadata["format"] != str(FORMAT):
+        raise CheckpointError(f"{path} has format {metadata['format']}, and this version reads {FORMAT}")
     theirs = json.loads(metadata["identity"])
     if theirs != identity:
         different = sorted(k for k in identity.keys() | theirs.keys() if identity.get(k) != theirs.get(k))
         was = ", ".join(f"{key} {theirs.get(key)!r} is now {identity.get(key)!r}" for key in different)
         raise CheckpointError(f"{path} belongs to another run: {was}")
-    if metadata.get("sha256") != digest_of(tensors):
-        raise CheckpointError(f"{path} is damaged: its content does not fit its digest")
     return Checkpoint(tensors, json.loads(metadata["content"]))
+
+
+def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256((json.dumps(metadata, sort_keys=True) + digest_of(tensors)).encode()).hexdigest()
 
 
 def digest_of(tensors: dict[str, Tensor]) -> str:

@@ -43,6 +43,14 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
 
 
 @app.command()
+def readme() -> None:
+    """Bring the table in README.md up to date."""
+    from resnet_repro.reporting.write import update_readme
+
+    update_readme(Path())
+
+
+@app.command()
 def demo() -> None:
     """Run the whole pipeline on small nets and bundled data, in a clone of its own."""
     from resnet_repro.demo import run_demo

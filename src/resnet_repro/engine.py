@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import platform
 import shutil
@@ -97,6 +98,8 @@ def configure(engine: ResolvedEngine) -> None:
     if engine.device == "cpu":
         _keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # where a CUDA toolkit but no device is found, the compiler would warn about that on every start
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     torch.set_num_threads(engine.threads)
     torch.use_deterministic_algorithms(engine.deterministic)
     # a safety net against bugs that costs time

@@ -40,8 +40,7 @@ class Interruption:
     def __call__(self) -> bool:
         if self.reason is None and self._watched and time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_SECONDS
-            # is_running compares start times too, so a reused process id is not taken for the parent
-            if not all(process.is_running() for process in self._watched):
+            if not all(map(_lives, self._watched)):
                 self.reason = "the process that started it is gone"
         return self.reason is not None
 
@@ -49,6 +48,14 @@ class Interruption:
         if self.reason is not None:
             os._exit(128 + signum)
         self.reason = f"it received {signal.Signals(signum).name}"
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it still runs; a reused process id is told apart by its start, a zombie does not run."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _ancestors_to_watch() -> list[psutil.Process]:

@@ -1,6 +1,7 @@
 """Write the report, from the evidence alone: `README.md`, `figures/`, `metrics.json` and `curves.csv`."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -51,6 +52,17 @@ def figures_of(evidence: Evidence) -> Iterator[tuple[str, Figure]]:
 def readme(evidence: Evidence) -> str:
     """The report's text, Markdown."""
     return "\n\n".join(block.strip() for block in _blocks(evidence)) + "\n"
+
+
+README_TABLE = re.compile(r"(<!-- table[^>]*-->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def update_readme(workspace: Path) -> None:
+    """Put the comparison table between the marks of the workspace's README.md."""
+    path = workspace / "README.md"
+    table = markdown(tables.comparison_table(load(workspace).full, tables.Notes()))
+    text = README_TABLE.sub(lambda marks: f"{marks[1]}{table}\n{marks[2]}", path.read_text(encoding="utf-8"))
+    write_atomically(path, text.encode())
 
 
 def slug(row: Row) -> str:
