@@ -7,9 +7,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 PORT ?= 5000
+MODELS ?=
 TESTS ?= tests
 
-.PHONY: help demo test test-long repro ui lock check format requirements estimate
+.PHONY: help demo test test-long repro bench gpu-check ui lock check format requirements estimate
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -28,6 +29,14 @@ repro: .venv/ready ## keep the committed rows, run what is missing or changed
 
 estimate: .venv/ready ## what `make repro` would train, and how long that takes here
 	@resnet-repro estimate
+
+bench: .venv/ready ## the engine against the plain loop and its own ceiling -> reports/speed.md
+	@dvc repro --quiet prepare plan
+	@python benchmarks/speed.py $(MODELS)
+
+gpu-check: .venv/ready ## the tests that need a CUDA device, then the bench
+	@pytest -q -m gpu tests
+	@$(MAKE) --no-print-directory bench
 
 ui: .venv/ready ## MLflow's UI with every run in it (DEMO=1: the demo's; PORT=5000)
 	@cd $(if $(DEMO),.demo,.) && resnet-repro ui --port $(PORT)

@@ -285,16 +285,8 @@ def test_torchs_switches_are_left_as_they_were():
         torch.set_num_threads(1)
 
 
-MODELS = [
-    "plain56",
-    "resnet20_a_martyn",
-    "original164",
-    "preact164",
-    "wrn40_1_zca",
-    "wrn16_4_dropout",
-    "lasagne164",
-]
-"""Deep nets without shortcuts amplify the last digit's differences the most."""
+MODELS = ["plain56", "preact164", "wrn40_1_zca"]
+"""The ones whose last digits differ the most: very deep, and whitened by an inverse root."""
 
 
 def fingerprints() -> list[dict[str, str]]:
@@ -321,11 +313,6 @@ print(torch.backends.cpu.get_cpu_capability(), json.dumps(test_plan.fingerprints
 def test_machines_agree():
     """One or two threads, every instruction set up to this machine's own, another path through the BLAS."""
     here = fingerprints()
-    torch.set_num_threads(2)
-    try:
-        assert fingerprints() == here
-    finally:
-        torch.set_num_threads(1)
     sets = ["default", "avx2", "avx512"]
     own = torch.backends.cpu.get_cpu_capability().lower()
     for threads, capability in enumerate(sets[: sets.index(own)] if own in sets else ["default"], start=1):

@@ -1,0 +1,69 @@
+"""What `dvc repro` would train, and how long that takes."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from resnet_repro import estimate
+from resnet_repro.params import load
+from resnet_repro.plan import make_plan
+from resnet_repro.progress import duration
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """The demo's parameters, planned; dvc.lock knows plain8-1 and resnet8-1, the latter by an older plan."""
+    (tmp_path / "params.yaml").write_text((ROOT / "src/resnet_repro/demo.yaml").read_text())
+    params = load(tmp_path / "params.yaml")
+    (tmp_path / "plans").mkdir()
+    for model in params.planned_models:
+        (tmp_path / "plans" / f"{model}.json").write_text(make_plan(params, model).to_json())
+    known = hashlib.md5((tmp_path / "plans/plain8.json").read_bytes(), usedforsecurity=False).hexdigest()
+    (tmp_path / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n"
+        f"  train@plain8-1:\n    deps:\n    - {{path: plans/plain8.json, md5: {known}}}\n"
+        "  train@resnet8-1:\n    deps:\n    - {path: plans/resnet8.json, md5: 0}\n"
+    )
+    return tmp_path
+
+
+def test_stale_is_what_the_lock_does_not_know_by_this_plan(workspace: Path) -> None:
+    params = load(workspace / "params.yaml")
+    assert set(params.runs) - set(estimate.stale_runs(workspace, params)) == {"plain8-1"}
+
+
+def test_a_trained_speed_replaces_the_measured_one(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load(workspace / "params.yaml")
+    measured = estimate.estimate(workspace, ["plain8-2"], params)[0]
+    assert measured.seconds is not None
+    assert measured.measured == "steps"
+    monkeypatch.setattr(estimate, "_measure", lambda *_: pytest.fail("it was cached"))
+    assert estimate.estimate(workspace, ["plain8-2"], params)[0] == measured
+    provenance = type("Trained", (), {"images_per_second": 1000.0})()
+    estimate.remember_speed(workspace, make_plan(params, "plain8"), provenance)
+    trained = estimate.estimate(workspace, ["plain8-2"], params)[0]
+    steps = 10 * -(-50_000 // 64)
+    assert trained == estimate.Estimate("plain8-2", steps * 64 / 1000.0, "training")
+
+
+def test_without_time_it_says_so(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "BUDGET_SECONDS", -1.0)
+    params = load(workspace / "params.yaml")
+    [unknown] = estimate.estimate(workspace, ["plain8-2"], params)
+    assert unknown.seconds is None
+    assert "not measured" in estimate.describe([unknown])
+
+
+def test_nothing_to_do_is_said() -> None:
+    assert "up to date" in estimate.describe([])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(45, "45 s"), (720, "12 min"), (12_000, "3 h 20 min"), (4 * 86400 + 7200, "4 d 2 h")],
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
