@@ -95,6 +95,7 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
         to_plain = statistics.median(a / b for a, b in zip(rates["engine"], rates["plain"], strict=True))
         to_ceiling = statistics.median(a / b for a, b in zip(rates["engine"], rates["ceiling"], strict=True))
         epoch = 50_000 / engine
+        evaluation = facts["evaluation_seconds"]
         share = engine * facts["flops_per_image"] / facts["peak_flops_per_second"]
         rows.append(
             {
@@ -105,7 +106,7 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
                 "engine / plain": f"{to_plain:.2f}",
                 "engine / ceiling": f"{to_ceiling:.3f}",
                 "64,000 steps": _minutes(STEPS * 128 / engine),
-                "evaluation, share": f"{100 * facts['evaluation_seconds'] / (epoch + facts['evaluation_seconds']):.1f}%",
+                "evaluation, share": f"{100 * evaluation / (epoch + evaluation):.1f}%",
                 "checkpoint, share": f"{100 * facts['state_seconds'] / max(epoch, 10):.2f}%",
                 "peak memory": f"{facts['peak_memory_bytes'] / 1e9:.2f} GB",
                 "start to first step": f"{facts['first_step_seconds']:.1f} s",
@@ -129,9 +130,7 @@ def plot(results: list[dict[str, Any]]) -> None:
     mpl.use("Agg")
     with mpl.rc_context({"svg.hashsalt": "speed", "figure.dpi": 120}):
         sns.set_theme(style="ticks", palette="colorblind")
-        grid = sns.catplot(
-            pd.DataFrame(rows), kind="bar", x="model", y="images/s", hue="", height=4, aspect=1.9
-        )
+        grid = sns.catplot(pd.DataFrame(rows), kind="bar", x="model", y="images/s", hue="", height=4, aspect=1.9)
         grid.ax.set_yscale("log")
         grid.ax.set_xlabel("")
         sns.move_legend(grid, "upper right", bbox_to_anchor=(0.85, 0.95))
@@ -146,7 +145,8 @@ def section(results: list[dict[str, Any]]) -> str:
     return "\n\n".join(
         [
             f"## {facts['device']}",
-            f"{facts['engine']}; {facts['system']}; batches of 128; medians of {turns} turns. Peak: {peak / 1e12:.2f} TFLOP/s, measured by a matrix product in the same precision.",
+            f"{facts['engine']}; {facts['system']}; batches of 128; medians of {turns} turns. "
+            f"Peak: {peak / 1e12:.2f} TFLOP/s, measured by a matrix product in the same precision.",
             markdown(table(results)),
         ]
     )

@@ -98,9 +98,7 @@ def main(variant: str, model: str, mode: str = "auto") -> None:
     facts: dict[str, Any] = {"engine": str(engine), "device": device_name(engine.device), "system": system}
     parts = None
     if variant == "plain":
-        run = plain_loop(
-            build_model(plan.architecture), arrays.train_images, arrays.train_labels, 128, engine
-        )
+        run = plain_loop(build_model(plan.architecture), arrays.train_images, arrays.train_labels, 128, engine)
     else:
         configure(engine)
         parts = experiment.assemble(plan, 1, arrays, engine)
@@ -108,9 +106,7 @@ def main(variant: str, model: str, mode: str = "auto") -> None:
         if variant == "ceiling":
             batch = torch.arange(128, device=engine.torch_device)
             views = trainer._views
-            fixed = trainer.images.take(
-                views.index[batch], views.row[batch], views.column[batch], views.flip[batch]
-            )
+            fixed = trainer.images.take(views.index[batch], views.row[batch], views.column[batch], views.flip[batch])
             fixed = fixed.contiguous(memory_format=torch.channels_last)
             trainer.images = FixedBatch(fixed, trainer.images.labels, trainer.images.mean)
         run = timed(trainer, engine)

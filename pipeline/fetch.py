@@ -13,9 +13,7 @@ from resnet_repro.stage import run_stage
 
 
 def fetch(members: str) -> None:
-    params = load(
-        Path("params.yaml")
-    )  # the whole file: a mistake further down is refused before the download
+    params = load(Path("params.yaml"))  # the whole file: a mistake further down is refused before the download
     fetch_members(params.data, Path(members), archive=os.environ.get(VARIABLE))
 
 

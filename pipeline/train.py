@@ -28,9 +28,7 @@ def train(model: str, seed: str, out: str) -> None:
     with Interruption() as interruption, Progress(f"{model}-{seed}") as progress:
         observers = experiment.Observers([progress, view])
         try:
-            provenance = experiment.train(
-                plan_path, int(seed), arrays, Path(out), CHECKPOINTS, observers, interruption
-            )
+            provenance = experiment.train(plan_path, int(seed), arrays, Path(out), CHECKPOINTS, observers, interruption)
         except experiment.InterruptedRunError as error:
             complain(str(error))
             sys.exit(EXIT_CODE)

@@ -76,9 +76,7 @@ def make_arrays() -> Arrays:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 10, NUM_IMAGES + 8, dtype=np.uint8)
     images = generator.integers(0, 256, (len(labels), 3, SIZE, SIZE), dtype=np.uint8)
-    return Arrays(
-        images, labels, images[:20].copy(), labels[:20].copy(), tuple(map(str, range(10))), sha256="0" * 64
-    )
+    return Arrays(images, labels, images[:20].copy(), labels[:20].copy(), tuple(map(str, range(10))), sha256="0" * 64)
 
 
 class Silent:
@@ -133,9 +131,7 @@ def arm(point: str, count: int) -> None:
 
 
 def train(folder: Path, plan: Path, arrays: Arrays, observer: Silent) -> None:
-    experiment.train(
-        plan, 1, arrays, folder / "run", folder / "checkpoints", observer, checkpoint_seconds=0.0
-    )
+    experiment.train(plan, 1, arrays, folder / "run", folder / "checkpoints", observer, checkpoint_seconds=0.0)
 
 
 def main(folder: Path, family: str, kills: int, seed: int) -> None:

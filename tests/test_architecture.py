@@ -10,8 +10,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "resnet_repro"
 MODULES = {
-    "resnet_repro."
-    + ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    "resnet_repro." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
     if path != PACKAGE / "__init__.py"
 }
@@ -61,9 +60,7 @@ def test_numerical_modules_know_no_files_trackers_or_command_lines(name: str) ->
 
 
 def test_only_tracking_imports_mlflow() -> None:
-    users = {
-        name for name, path in MODULES.items() if any(m.split(".")[0] == "mlflow" for m in imports(path))
-    }
+    users = {name for name, path in MODULES.items() if any(m.split(".")[0] == "mlflow" for m in imports(path))}
     assert users
     assert all(name.startswith("resnet_repro.tracking.") for name in users)
 
@@ -83,9 +80,7 @@ def test_the_report_depends_on_all_that_it_imports() -> None:
     # how a stage prints its errors, and where the data comes from, change no table
     exempt = {PACKAGE / name for name in ("stage.py", "errors.py")} | set((PACKAGE / "data").glob("*.py"))
     for path in closure(ROOT / "pipeline" / "report.py") - exempt:
-        assert any(path.is_relative_to(dep) for dep in deps), (
-            f"dvc.yaml: report lacks {path.relative_to(ROOT)}"
-        )
+        assert any(path.is_relative_to(dep) for dep in deps), f"dvc.yaml: report lacks {path.relative_to(ROOT)}"
 
 
 @pytest.mark.parametrize("stage", ["fetch", "prepare", "plan", "train", "evaluate", "report"])

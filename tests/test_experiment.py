@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import killing
 import pandas as pd
 import pytest
 import torch
 
+import killing
 from resnet_repro import evidence, experiment
 from resnet_repro.checkpoint import Checkpoint, CheckpointStore, digest_of, read
 from resnet_repro.engine import ResolvedEngine, has_compiler
@@ -21,6 +21,7 @@ from resnet_repro.errors import CheckpointError, RunLockedError, TrainingError
 from resnet_repro.evidence import Plan, Provenance
 from resnet_repro.interruption import EXIT_CODE, Interruption
 
+IDENTITY = {"model": "net", "seed": 1, "torch": "2"}
 KILLING = Path(killing.__file__)
 
 
@@ -180,9 +181,7 @@ class TestSignals:
         """As when DVC is killed: its stage must not train on, unseen."""
         code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SIGNALLED!r}, *sys.argv[1:]])"
         command = [sys.executable, "-c", code, str(tmp_path), str(KILLING.parent)]
-        parent = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"DVC_STAGE": "train"}
-        )
+        parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"DVC_STAGE": "train"})
         assert parent.stdout is not None
         while parent.stdout.readline().strip() != "6":
             assert parent.poll() is None
@@ -197,10 +196,8 @@ class TestSignals:
 
 
 class TestCheckpoints:
-    IDENTITY: dict[str, Any] = {"model": "net", "seed": 1, "torch": "2"}
-
     def store(self, folder: Path, **changes: object) -> CheckpointStore:
-        return CheckpointStore(folder / "net-1", self.IDENTITY | changes)
+        return CheckpointStore(folder / "net-1", IDENTITY | changes)
 
     def saved(self, folder: Path, steps: int = 3) -> CheckpointStore:
         store = self.store(folder)
@@ -278,11 +275,7 @@ class TestCheckpoints:
 
             monkeypatch.setattr(evidence.os, name, spy)
         self.saved(tmp_path, steps=1)
-        expected = (
-            ["fsync", "replace", "fsync"]
-            if sys.platform == "darwin"
-            else ["fsync", "replace", "fsync folder"]
-        )
+        expected = ["fsync", "replace", "fsync"] if sys.platform == "darwin" else ["fsync", "replace", "fsync folder"]
         assert calls == expected
 
     def test_a_second_trainer_refuses(self, tmp_path: Path) -> None:
@@ -294,7 +287,7 @@ class TestCheckpoints:
 
 
 def _lock(folder: Path) -> None:
-    with CheckpointStore(folder / "net-1", TestCheckpoints.IDENTITY).locked():
+    with CheckpointStore(folder / "net-1", IDENTITY).locked():
         raise AssertionError("two trainers at once")
 
 
@@ -326,9 +319,7 @@ class TestFailure:
                 self.reason = reason
 
         told = Told()
-        with pytest.raises(
-            TrainingError, match=r"plain-1: the loss became (nan|inf) at step \d+ .*rate 1e\+30"
-        ):
+        with pytest.raises(TrainingError, match=r"plain-1: the loss became (nan|inf) at step \d+ .*rate 1e\+30"):
             train(tmp_path, path, observer=told)
         assert "the loss became" in told.reason
         assert not (tmp_path / "run").exists()

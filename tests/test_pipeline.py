@@ -55,9 +55,7 @@ def _run(workspace: Path, *command: str, **extra: str) -> str:
 def _stale(workspace: Path) -> set[str]:
     """The train and evaluate stages that would run, once `plan` has."""
     _run(workspace, "dvc", "repro", "--single-item", "plan")
-    out = _run(
-        workspace, sys.executable, "-c", "import json, dvc.repo; print(json.dumps(dvc.repo.Repo().status()))"
-    )
+    out = _run(workspace, sys.executable, "-c", "import json, dvc.repo; print(json.dumps(dvc.repo.Repo().status()))")
     return set(re.findall(r"(?:train|evaluate)@[\w-]+", out.splitlines()[-1]))
 
 
@@ -118,9 +116,7 @@ class TestWhatAnEditReruns:
             "return 1.001 * F.cross_entropy(logits, labels),",
         )
         assert _stale(workspace) == {
-            f"{stage}@{key}"
-            for stage in ("train", "evaluate")
-            for key in load(workspace / "params.yaml").runs
+            f"{stage}@{key}" for stage in ("train", "evaluate") for key in load(workspace / "params.yaml").runs
         }
 
 

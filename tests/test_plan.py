@@ -150,9 +150,7 @@ def more_momentum(patch: pytest.MonkeyPatch) -> None:
 
 def scale_the_loss(patch: pytest.MonkeyPatch) -> None:
     loss = training.Trainer._loss
-    patch.setattr(
-        training.Trainer, "_loss", lambda self, size: (loss(self, size)[0] * 1.0001, loss(self, size)[1])
-    )
+    patch.setattr(training.Trainer, "_loss", lambda self, size: (loss(self, size)[0] * 1.0001, loss(self, size)[1]))
 
 
 def shift_the_crop(patch: pytest.MonkeyPatch) -> None:
@@ -299,8 +297,7 @@ print(torch.backends.cpu.get_cpu_capability(), json.dumps(test_plan.fingerprints
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parent,
-        env=os.environ
-        | {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": str(threads), "MKL_CBWR": "COMPATIBLE"},
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": str(threads), "MKL_CBWR": "COMPATIBLE"},
         capture_output=True,
         text=True,
         check=True,
@@ -315,7 +312,7 @@ def test_machines_agree():
     here = fingerprints()
     sets = ["default", "avx2", "avx512"]
     own = torch.backends.cpu.get_cpu_capability().lower()
-    for threads, capability in enumerate(sets[: sets.index(own)] if own in sets else ["default"], start=1):
+    for threads, capability in enumerate(sets[: max(sets.index(own), 1)] if own in sets else sets[:1], start=1):
         assert fingerprints_on(capability, threads) == here
 
 

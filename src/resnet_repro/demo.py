@@ -84,9 +84,7 @@ def _commit(demo: Path) -> None:
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
         identity = ("-c", "user.name=demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false")
-        return subprocess.run(
-            ["git", *identity, *arguments], cwd=demo, capture_output=True, text=True, check=True
-        )
+        return subprocess.run(["git", *identity, *arguments], cwd=demo, capture_output=True, text=True, check=True)
 
     if not (demo / ".git").is_dir():
         git("init", "--quiet")

@@ -51,9 +51,7 @@ def resolve(params: Engine) -> ResolvedEngine:
     """
     device = params.device
     if device == "auto":
-        device = (
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise ParamsError("engine.device is cuda, and torch finds no CUDA device here: use auto or cpu")
     elif device == "mps" and not torch.backends.mps.is_available():
@@ -66,9 +64,7 @@ def resolve(params: Engine) -> ResolvedEngine:
         mode = {"cuda": "graphed", "cpu": "compiled"}.get(device, "eager")
     if mode in ("compiled", "graphed") and not has_compiler():
         if params.mode == "compiled":
-            raise ParamsError(
-                "engine.mode is compiled, and there is no C++ compiler here: install one or use auto"
-            )
+            raise ParamsError("engine.mode is compiled, and there is no C++ compiler here: install one or use auto")
         print("No C++ compiler here: training runs without compilation, which is slower.", flush=True)
         mode = {"graphed": "graphed_eager"}.get(mode, "eager")
 

@@ -42,9 +42,7 @@ class Estimate:
 def stale_runs(workspace: Path, params: Params) -> list[str]:
     """The runs that dvc.lock does not know, or knows with another plan, in the order of params.yaml."""
     lock = workspace / "dvc.lock"
-    stages: dict[str, Any] = (
-        (YAML(typ="safe").load(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
-    )
+    stages: dict[str, Any] = (YAML(typ="safe").load(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
     stale = []
     for key, run in params.runs.items():
         path = workspace / "plans" / f"{run.model}.json"
@@ -70,9 +68,7 @@ def estimate(workspace: Path, keys: Sequence[str], params: Params) -> list[Estim
         speed = resolved[model]
         recipe = params.recipe_of(model)
         images = schedule.total_steps(recipe, NUM_IMAGES - recipe.held_out) * recipe.batch_size
-        estimates.append(
-            Estimate(key, None if speed is None else images / speed[0], speed[1] if speed else "")
-        )
+        estimates.append(Estimate(key, None if speed is None else images / speed[0], speed[1] if speed else ""))
     return estimates
 
 

@@ -15,9 +15,7 @@ BATCH_SIZE = 500
 
 def autocast(engine: ResolvedEngine) -> torch.autocast:
     # no cache of casts: it would outlive the CUDA graph that fills it
-    return torch.autocast(
-        engine.device, torch.bfloat16, enabled=engine.precision == "bf16", cache_enabled=False
-    )
+    return torch.autocast(engine.device, torch.bfloat16, enabled=engine.precision == "bf16", cache_enabled=False)
 
 
 class Evaluator:

@@ -120,9 +120,7 @@ def assemble(plan: Plan, seed: int, arrays: Arrays, engine: ResolvedEngine) -> A
     net = build_model(plan.architecture)
     initialize(net, recipe.initialization, seed)
     net = to_fastest_layout(net, device)
-    return Assembled(
-        Trainer(net, recipe, padded, seed, engine), Evaluator(net, engine), normalizer, test, validation
-    )
+    return Assembled(Trainer(net, recipe, padded, seed, engine), Evaluator(net, engine), normalizer, test, validation)
 
 
 def train(
@@ -213,11 +211,7 @@ def _run_epoch(parts: Assembled, interruption: Callable[[], bool], observer: Obs
     if parts.validation is not None:
         validation = parts.evaluator.error(batches(*parts.validation, parts.normalizer))
     # a resumed epoch trained only its remaining steps in this session
-    images = (
-        totals.num_images
-        * (trainer.step - before)
-        / (trainer.step - (totals.epoch - 1) * trainer.epoch_steps)
-    )
+    images = totals.num_images * (trainer.step - before) / (trainer.step - (totals.epoch - 1) * trainer.epoch_steps)
     return Epoch(
         epoch=totals.epoch,
         step=totals.step,
@@ -248,9 +242,7 @@ def _write_run(
     (out / evidence.PLAN).write_bytes(plan_bytes)
     evidence.write_epochs(out, epochs)
     classifier = Classifier(parts.trainer.net, parts.normalizer)
-    classifier.save(
-        out / evidence.WEIGHTS, {"model": origin.model, "seed": origin.seed, "plan": origin.plan_sha256}
-    )
+    classifier.save(out / evidence.WEIGHTS, {"model": origin.model, "seed": origin.seed, "plan": origin.plan_sha256})
     provenance = Provenance(
         **origin.model_dump(),
         finished_at=epochs[-1].finished_at,
@@ -274,9 +266,7 @@ def evaluate(run: Path, arrays: Arrays, out: Path) -> Metrics:
     plan = Plan.read(run / evidence.PLAN)
     provenance = Provenance.model_validate_json((run / evidence.PROVENANCE).read_text())
     if evidence.sha256_of(run / evidence.WEIGHTS) != provenance.weights_sha256:
-        raise CheckpointError(
-            f"{run / evidence.WEIGHTS} is not what was trained: delete {run} and train it again"
-        )
+        raise CheckpointError(f"{run / evidence.WEIGHTS} is not what was trained: delete {run} and train it again")
     classifier = load_classifier(run)
     if arrays.sha256 != provenance.data_sha256:
         raise CheckpointError(f"{run} was trained on other data than data/cifar10 now holds: train it again")

@@ -94,9 +94,7 @@ PAPERS: tuple[Published, ...] = (
         "recorded",
         1,
     ),
-    Published(
-        "plain110", 60.0, "higher than 60% and not displayed", HE_2015_FIGURE, "judged", 1, relation=">"
-    ),
+    Published("plain110", 60.0, "higher than 60% and not displayed", HE_2015_FIGURE, "judged", 1, relation=">"),
     *_each(
         {"resnet20": 8.75, "resnet32": 7.51, "resnet44": 7.17, "resnet56": 6.97, "resnet1202": 7.93},
         FIRST,

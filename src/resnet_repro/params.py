@@ -124,9 +124,7 @@ class Warmup(Section):
     @model_validator(mode="after")
     def _one_end(self) -> Self:
         if (self.length is None) == (self.until_train_error_percent is None):
-            raise ValueError(
-                "a warm-up ends after a `length` or by `until_train_error_percent`: give one of them"
-            )
+            raise ValueError("a warm-up ends after a `length` or by `until_train_error_percent`: give one of them")
         return self
 
 

@@ -54,9 +54,7 @@ class Progress:
                 console=self.console,
                 transient=True,
             )
-            self.task = self.bar.add_task(
-                self.run, total=trainer.total_steps, completed=trainer.step, state=""
-            )
+            self.task = self.bar.add_task(self.run, total=trainer.total_steps, completed=trainer.step, state="")
             self.bar.start()
         self._last_epoch = f"epoch {len(epochs) + 1}/{trainer.total_epochs}"
 
@@ -78,9 +76,7 @@ class Progress:
         if self.bar is None:
             print(f"{self.run}: {line}, {self._pace(last.step, last)}", flush=True)
             return
-        self._last_epoch = (
-            f"epoch {last.epoch}/{self.total_epochs}, test error {last.test_error_percent:.2f}%"
-        )
+        self._last_epoch = f"epoch {last.epoch}/{self.total_epochs}, test error {last.test_error_percent:.2f}%"
         self.stepped(last.step - last.step % 10)
 
     def saved(self, epochs: Sequence[Epoch]) -> None:

@@ -38,9 +38,7 @@ class EpochTotals:
 class Trainer:
     """Trains one net by one recipe; the state of a run is `state()`, and nothing else."""
 
-    def __init__(
-        self, net: nn.Module, recipe: Recipe, images: PaddedImages, seed: int, engine: ResolvedEngine
-    ) -> None:
+    def __init__(self, net: nn.Module, recipe: Recipe, images: PaddedImages, seed: int, engine: ResolvedEngine) -> None:
         """
         Args:
             net: initialised, on the engine's device

@@ -79,9 +79,7 @@ def verify_members(folder: Path, expected: Mapping[str, str]) -> None:
         try:
             _check_digest(name, content, expected[name])
         except SourceError as error:
-            raise DataError(
-                f"{path}: {error}. If DVC's cache is damaged, `dvc repro --force fetch` mends it"
-            ) from None
+            raise DataError(f"{path}: {error}. If DVC's cache is damaged, `dvc repro --force fetch` mends it") from None
 
 
 def read_members(stream: IO[bytes], expected: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
@@ -117,9 +115,7 @@ def read_members(stream: IO[bytes], expected: Mapping[str, str]) -> Iterator[tup
         raise SourceError(f"it is truncated or another archive: without {', '.join(sorted(missing))}")
 
 
-def _fetch_from_url(
-    url: str, expected: Mapping[str, str], folder: Path, cache: Path, pauses: Sequence[float]
-) -> None:
+def _fetch_from_url(url: str, expected: Mapping[str, str], folder: Path, cache: Path, pauses: Sequence[float]) -> None:
     path = download(url, cache, pauses)
     try:
         _write_members(path, expected, folder)

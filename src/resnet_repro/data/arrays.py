@@ -116,9 +116,7 @@ def first_of_each_class(images: np.ndarray, labels: np.ndarray, classes: tuple[s
     for label, name in enumerate(classes):
         first = np.flatnonzero(labels == label)[:SAMPLES_PER_CLASS]
         if len(first) < SAMPLES_PER_CLASS:
-            raise DataError(
-                f"class {name} has {len(first)} images in a split: at least {SAMPLES_PER_CLASS} are needed"
-            )
+            raise DataError(f"class {name} has {len(first)} images in a split: at least {SAMPLES_PER_CLASS} are needed")
         rows.append(images[first])
     return np.stack(rows)
 

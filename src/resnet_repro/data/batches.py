@@ -118,9 +118,7 @@ def pad(params: Augmentation, images: Tensor, labels: Tensor, normalizer: Normal
             after = images.narrow(dim, images.shape[dim] - 1 - p, p).flip(dim)
             images = torch.cat([before, images, after], dim=dim)
         mean = F.pad(normalizer.mean[None], around, mode="reflect")[0] if p else normalizer.mean
-    elif (
-        params.fill == "black"
-    ):  # one mean per channel (params.Recipe sees to it), so its value is known outside
+    elif params.fill == "black":  # one mean per channel (params.Recipe sees to it), so its value is known outside
         images, mean = F.pad(images, around), F.pad(normalizer.mean[None], around, mode="replicate")[0]
     else:
         images, mean = F.pad(images, around), F.pad(normalizer.mean, around)

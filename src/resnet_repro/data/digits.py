@@ -106,11 +106,7 @@ def _text(text: bytes) -> bytes:
 def _array(array: np.ndarray) -> bytes:
     """uint8, two dimensions: what ndarray.__reduce__ and dtype.__reduce__ gave in NumPy 1."""
     reconstruct = (
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
-        + _value(0)
-        + b"\x85"
-        + _text(b"b")
-        + b"\x87R"
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + _value(0) + b"\x85" + _text(b"b") + b"\x87R"
     )
     dtype = b"cnumpy\ndtype\n" + _text(b"u1") + _value(0) + _value(1) + b"\x87R"
     byte_order = b"(" + _value(3) + _text(b"|") + b"NNN" + _value(-1) + _value(-1) + _value(0) + b"tb"

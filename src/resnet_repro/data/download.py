@@ -92,9 +92,7 @@ def raise_disk_full(error: OSError, path: Path, num_bytes: int) -> NoReturn:
 def _locked(path: Path, url: str) -> Iterator[None]:
     with path.open("w") as file:
         try:
-            fcntl.flock(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # the system releases it however the process ends
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it however the process ends
         except BlockingIOError:
             raise DataError(f"another process is downloading {url} into {path.parent}: wait for it") from None
         yield

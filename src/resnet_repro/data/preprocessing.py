@@ -68,9 +68,7 @@ def fit(params: Preprocessing, images: np.ndarray) -> Normalizer:
     elif params.kind == "zca":
         scale = np.ones((channels, 1, 1))
         whitening = _zca(images)
-    return Normalizer(
-        torch.tensor(mean, dtype=torch.float32), torch.tensor(scale, dtype=torch.float32), whitening
-    )
+    return Normalizer(torch.tensor(mean, dtype=torch.float32), torch.tensor(scale, dtype=torch.float32), whitening)
 
 
 def _contrast_normalized(flat: Tensor) -> Tensor:

@@ -21,6 +21,5 @@ def count_parameters(net: nn.Module) -> int:
 def count_layers(net: nn.Module) -> int:
     """Weighted layers as the papers count them: convolutions and the linear layer, projections left out."""
     return sum(
-        isinstance(module, nn.Conv2d | nn.Linear) and "projection" not in name
-        for name, module in net.named_modules()
+        isinstance(module, nn.Conv2d | nn.Linear) and "projection" not in name for name, module in net.named_modules()
     )

@@ -19,9 +19,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        return torch.cat(
-            [super(GroupedBatchNorm2d, self).forward(part) for part in input.split(self.group_size)]
-        )
+        return torch.cat([super(GroupedBatchNorm2d, self).forward(part) for part in input.split(self.group_size)])
 
 
 def batch_norm(channels: int, params: BatchNorm) -> nn.Module:
@@ -37,9 +35,7 @@ class Conv3x3(nn.Conv2d):
     """A 3x3 convolution that keeps the size at stride 1 (a-martyn's note 2) and halves it at stride 2, by the
     stride itself or, for subsampling `pool`, by a 2x2 average pool behind it (note 3)."""
 
-    def __init__(
-        self, channels: int, out_channels: int, stride: int, params: Architecture, bias: bool = False
-    ) -> None:
+    def __init__(self, channels: int, out_channels: int, stride: int, params: Architecture, bias: bool = False) -> None:
         self.reflect = params.conv_padding == "reflect"
         self.pool = stride if params.subsampling == "pool" else 1
         super().__init__(
@@ -60,9 +56,7 @@ class Conv3x3(nn.Conv2d):
         return F.avg_pool2d(output, self.pool) if self.pool > 1 else output
 
 
-def conv1x1(
-    channels: int, out_channels: int, stride: int, params: Architecture, bias: bool = False
-) -> nn.Conv2d:
+def conv1x1(channels: int, out_channels: int, stride: int, params: Architecture, bias: bool = False) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, 1, stride=stride, bias=bias or params.batch_norm.kind == "none")
 
 

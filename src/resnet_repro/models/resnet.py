@@ -16,9 +16,7 @@ NUM_CLASSES = 10
 class Block(nn.Module):
     """relu(residual(x) + shortcut(x)), normalisation after every convolution; a plain net has no shortcut."""
 
-    def __init__(
-        self, channels: int, width: int, stride: int, kind: str | None, params: Architecture
-    ) -> None:
+    def __init__(self, channels: int, width: int, stride: int, kind: str | None, params: Architecture) -> None:
         super().__init__()
         norm = params.batch_norm
         if params.block == "basic":
@@ -62,9 +60,7 @@ class ResNet(nn.Module):
 
     def __init__(self, params: Architecture) -> None:
         super().__init__()
-        kind = (
-            None if params.family == "plain" else params.shortcut or ("A" if params.block == "basic" else "B")
-        )
+        kind = None if params.family == "plain" else params.shortcut or ("A" if params.block == "basic" else "B")
         self.stem = Conv3x3(3, 16, 1, params)
         self.stem_norm = batch_norm(16, params.batch_norm)
         channels, groups = 16, []

@@ -104,9 +104,7 @@ def _figure6_panel(axes: Axes, rows: Sequence[Row], colours: Colours, full: bool
         axes.axhline(level, **GUIDE)
     axes.set_xlabel("epoch")
     if not rows:
-        axes.text(
-            0.5, 0.62, "not run", transform=axes.transAxes, ha="center", va="center", color="0.4", fontsize=12
-        )
+        axes.text(0.5, 0.62, "not run", transform=axes.transAxes, ha="center", va="center", color="0.4", fontsize=12)
         axes.set_xticks([])
         return
     for row in rows:
@@ -229,9 +227,7 @@ def sample_images(samples: dict[str, np.ndarray], class_names: Sequence[str]) ->
     """Images of every class, one column a class. `samples`: {split: (classes, k, 3, 32, 32) uint8}."""
     num_classes, count, _, height, width = next(iter(samples.values())).shape
     count, gap = min(count, 3), 2  # images, pixels
-    figure = Figure(
-        figsize=(WIDTH, 0.3 + 0.97 * WIDTH / num_classes * count * len(samples)), layout="compressed"
-    )
+    figure = Figure(figsize=(WIDTH, 0.3 + 0.97 * WIDTH / num_classes * count * len(samples)), layout="compressed")
     panels = figure.subplots(len(samples), 1, squeeze=False)[:, 0]
     for axes, (split, images) in zip(panels, samples.items(), strict=True):
         padded = np.pad(images[:, :count], ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap)), constant_values=255)
@@ -249,8 +245,7 @@ def epoch_curve(row: Row) -> pd.DataFrame:
     """The histories of a row's runs, one below the other, with `epoch` as steps over steps per epoch: the
     last epoch of a schedule in steps may be a fraction."""
     histories = [
-        run.history.assign(seed=run.metrics.seed, epoch=run.history["step"] / steps_per_epoch(row))
-        for run in row.runs
+        run.history.assign(seed=run.metrics.seed, epoch=run.history["step"] / steps_per_epoch(row)) for run in row.runs
     ]
     return pd.concat(histories, ignore_index=True)
 

@@ -110,9 +110,7 @@ def load(workspace: Path) -> Evidence:
     """
     runs = params.load(workspace / "params.yaml").runs
     plans = {model: _plan(workspace, model) for model in dict.fromkeys(run.model for run in runs.values())}
-    evidence = [
-        _run(workspace, key, run) for key, run in runs.items() if _run_folder(workspace, key).is_dir()
-    ]
+    evidence = [_run(workspace, key, run) for key, run in runs.items() if _run_folder(workspace, key).is_dir()]
     current = [run for run in evidence if run.plan == plans[run.plan.model]]
     keys = {run.key for run in current}
     return Evidence(
@@ -153,9 +151,7 @@ def _run(workspace: Path, key: str, run: params.Run) -> RunEvidence:
     metrics: Metrics = evidence.metrics
     if (metrics.model, metrics.seed, evidence.plan.model) != (run.model, run.seed, run.model):
         found = f"{metrics.model} with seed {metrics.seed}"
-        raise ReproError(
-            f"{folder} holds {found}, not {run.model} with seed {run.seed}; mend it with `{mend}`"
-        )
+        raise ReproError(f"{folder} holds {found}, not {run.model} with seed {run.seed}; mend it with `{mend}`")
     return evidence
 
 

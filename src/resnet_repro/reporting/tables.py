@@ -81,9 +81,7 @@ def difference_to_paper(row: Row) -> float | None:
 def metrics(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
     """{row: {n, test_error_percent: {mean, std}}} of the rows with runs, for `dvc metrics show`."""
     return {
-        row.name: {"n": row.test_error.n, "test_error_percent": _summary(row.test_error)}
-        for row in rows
-        if row.runs
+        row.name: {"n": row.test_error.n, "test_error_percent": _summary(row.test_error)} for row in rows if row.runs
     }
 
 
@@ -139,10 +137,7 @@ def _run(run: RunEvidence, label: str) -> dict[str, str]:
 
 def _published(numbers: Iterable[Published], notes: Notes) -> str:
     shown = [number for number in numbers if number.role != "recorded"]
-    return (
-        "; ".join(_number(number) + notes.mark(f"{number.source}: {number.statistic}") for number in shown)
-        or NONE
-    )
+    return "; ".join(_number(number) + notes.mark(f"{number.source}: {number.statistic}") for number in shown) or NONE
 
 
 def _number(number: Published) -> str:

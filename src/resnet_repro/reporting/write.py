@@ -67,11 +67,7 @@ def update_readme(workspace: Path) -> None:
 
 def slug(row: Row) -> str:
     """A row's name as a file name."""
-    return (
-        "".join(character if character.isalnum() else "_" for character in row.name)
-        .strip("_")
-        .replace("__", "_")
-    )
+    return "".join(character if character.isalnum() else "_" for character in row.name).strip("_").replace("__", "_")
 
 
 def _blocks(evidence: Evidence) -> Iterator[str]:
@@ -142,8 +138,7 @@ def _figure_blocks(evidence: Evidence) -> Iterator[str]:
         )
     yield _picture("sample_images", "Some training and test images of each class.")
     curves = [
-        _picture(f"curves_{slug(row)}", f"`{row.name}`: training loss and test error.")
-        for row in _with_curve(evidence)
+        _picture(f"curves_{slug(row)}", f"`{row.name}`: training loss and test error.") for row in _with_curve(evidence)
     ]
     if curves:
         yield _details("Learning curves of the other nets", *curves)

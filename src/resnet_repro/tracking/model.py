@@ -71,9 +71,7 @@ def upload_model(store: Store, run_id: str, name: str, folder: Path) -> None:
 
     client: Any = store.client
     params = client.get_run(run_id).data.params
-    logged = client.create_logged_model(
-        store.experiment_id, name, run_id, params=params, model_type="classifier"
-    )
+    logged = client.create_logged_model(store.experiment_id, name, run_id, params=params, model_type="classifier")
     try:
         model = Model.load(str(folder))
         model.run_id, model.model_id, model.model_uuid = run_id, logged.model_id, logged.model_id

@@ -44,9 +44,7 @@ class PublishSummary:
 
     def __str__(self) -> str:
         counts = {"created": self.created, "completed": self.completed, "unchanged": self.unchanged}
-        lines = [
-            f"MLflow at {self.uri}: " + ", ".join(f"{len(runs)} {what}" for what, runs in counts.items())
-        ]
+        lines = [f"MLflow at {self.uri}: " + ", ".join(f"{len(runs)} {what}" for what, runs in counts.items())]
         if self.closed:
             lines.append(f"marked as killed, their process is gone: {_some(self.closed)}")
         if self.without_weights:
@@ -113,9 +111,7 @@ def _has_weights(folder: Path, sha256: str) -> bool:
 
 def _close_abandoned(store: Store) -> list[str]:
     """Mark as KILLED what stands as RUNNING here and has lost its process."""
-    running = store.client.search_runs(
-        [store.experiment_id], "attributes.status = 'RUNNING'", max_results=5000
-    )
+    running = store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'", max_results=5000)
     gone = [run for run in running if PROCESS in run.data.tags and is_gone(run.data.tags[PROCESS])]
     for run in gone:
         store.client.delete_tag(run.info.run_id, PROCESS)

@@ -25,9 +25,7 @@ PROCESS, FAILURE = "process", "failure"
 METRICS_PER_BATCH, TAGS_PER_BATCH, DIGEST_LENGTH = 1000, 100, 36
 
 # Whom an outage keeps waiting: `publish` some seconds a call, training none. MLflow's own limits are minutes.
-TIMEOUT, RETRIES, BACKOFF = (
-    f"MLFLOW_HTTP_REQUEST_{name}" for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR")
-)
+TIMEOUT, RETRIES, BACKOFF = (f"MLFLOW_HTTP_REQUEST_{name}" for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR"))
 PATIENT = {TIMEOUT: "30", RETRIES: "2", BACKOFF: "1"}
 IMPATIENT = {TIMEOUT: "5", RETRIES: "0"}
 
@@ -139,9 +137,7 @@ def sync(store: Store, record: RunRecord, own: bool = False) -> Synced:
     client = store.client
     with store.locked():
         query = f"tags.uid = '{record.uid}'"
-        found = client.search_runs(
-            [store.experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"]
-        )
+        found = client.search_runs([store.experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"])
         created = not found
         if created:
             start = milliseconds(record.started_at)

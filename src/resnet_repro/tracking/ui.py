@@ -25,9 +25,7 @@ HOST = "127.0.0.1"
 START_SECONDS = 120.0
 
 
-def serve_ui(
-    workspace: Path, port: int = 5000, load_classifier: "Callable[[Path], Module] | None" = None
-) -> int:
+def serve_ui(workspace: Path, port: int = 5000, load_classifier: "Callable[[Path], Module] | None" = None) -> int:
     """Publish, then serve MLflow's UI on 127.0.0.1 until Ctrl-C. Returns the exit status.
 
     Raises:
@@ -37,9 +35,7 @@ def serve_ui(
     local = not uri.startswith(("http:", "https:", "databricks"))
     if local and not _is_free(port):
         free = next((p for p in range(port + 1, 65536) if _is_free(p)), None)
-        raise TrackingError(
-            f"port {port} is taken by another program; port {free} is free: make ui PORT={free}"
-        )
+        raise TrackingError(f"port {port} is taken by another program; port {free} is free: make ui PORT={free}")
     print(publish(workspace, load_classifier), flush=True)
     if not local:
         print(f"MLflow's UI is at {shown(uri)}")
