@@ -62,6 +62,7 @@ class Trainer:
         self._rates = torch.zeros(self.epoch_steps, dtype=real, device=device)
         self._losses = torch.zeros(self.epoch_steps, dtype=real, device=device)
         self._wrong = torch.zeros(self.epoch_steps, dtype=torch.int64, device=device)
+        self._steps = torch.arange(self.epoch_steps, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._rate = torch.zeros((), dtype=real, device=device)
         self._views = epoch_views(recipe.augmentation, seed, 0, self.num_images, recipe.batch_size, device)
@@ -199,7 +200,7 @@ class Trainer:
 
     def _full_step(self, size: int) -> None:
         """One update, and where it leaves its traces. Runs as it stands, or inside a CUDA graph."""
-        # index_select and index_copy_, since `rates[position]` would copy the position to the host
+        # index_select, since `rates[position]` would copy the position to the host
         self._rate.copy_(self._rates.index_select(0, self._position)[0])
         if self._has_dropout:
             self._dropout_key.copy_(hash32(DROPOUT, self.seed, self._first_step + self._position)[0])
@@ -207,8 +208,9 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._losses.index_copy_(0, self._position, loss.detach()[None])
-        self._wrong.index_copy_(0, self._position, wrong[None])
+        here = self._steps == self._position  # and no index_copy_, whose deterministic kernel on CUDA sorts
+        self._losses.copy_(torch.where(here, loss.detach(), self._losses))
+        self._wrong.copy_(torch.where(here, wrong, self._wrong))
         self._position.add_(1)
 
     def _run_step(self, size: int) -> None:
