@@ -226,9 +226,7 @@ def write_data_card(folder: Path) -> None:
         for split, per_class in (("train", 5_000), ("test", 1_000))
     }
     files = dict.fromkeys(FILES, "a" * 64)
-    write_json(
-        folder / CARD, {"sha256": "c" * 64, "files": files, "classes": list(CLASSES), "splits": splits}
-    )
+    write_json(folder / CARD, {"sha256": "c" * 64, "files": files, "classes": list(CLASSES), "splits": splits})
 
 
 def _write_params(tree: dict[str, Any], runs: Sequence[FakeRun], workspace: Path) -> None:

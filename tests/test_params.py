@@ -99,9 +99,7 @@ def tree_of(text: str = COMPLETE) -> Any:
     return YAML(typ="safe").load(text)
 
 
-def sections(
-    annotation: Any, tree: Any, place: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], type]]:
+def sections(annotation: Any, tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type]]:
     """(place, section class) of every section of `tree`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield place, annotation
@@ -193,9 +191,7 @@ def test_the_complete_file_has_every_key():
     assert missing == []
 
 
-@pytest.mark.parametrize(
-    ("place", "section", "name"), KEYS, ids=lambda v: ".".join(v) if isinstance(v, tuple) else ""
-)
+@pytest.mark.parametrize(("place", "section", "name"), KEYS, ids=lambda v: ".".join(v) if isinstance(v, tuple) else "")
 def test_a_key_left_out_is_refused_or_takes_its_documented_default(file, place, section, name):
     tree, field = tree_of(), section.model_fields[name]
     del at(tree, place)[name]
@@ -226,9 +222,7 @@ def test_a_misspelt_key_is_refused_with_its_line_and_the_right_name(file, key, p
     with pytest.raises(ParamsError) as caught:
         load_tree(file, tree)
     line = next(
-        line
-        for line in str(caught.value).splitlines()
-        if f": {'.'.join((*place, misspelt))}: unknown key" in line
+        line for line in str(caught.value).splitlines() if f": {'.'.join((*place, misspelt))}: unknown key" in line
     )
     assert line.startswith(f"{file}:{line_of(file.read_text(), '.'.join((*place, misspelt)))}: ")
     suggested = re.search(r"did you mean '(\w+)'", line)

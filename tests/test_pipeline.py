@@ -1,5 +1,6 @@
 """The pipeline as a user sees it: on the demo's plan, really run, and on a clean clone of this repository."""
 
+import json
 import os
 import re
 import shutil
@@ -88,6 +89,42 @@ class TestDemo:
         one, two = (RunEvidence.read(demo / "reports" / "runs" / f"resnet8-{seed}") for seed in (1, 2))
         assert one.provenance.plan_sha256 == two.provenance.plan_sha256
         assert one.provenance.weights_sha256 != two.provenance.weights_sha256
+
+
+class TestMlflow:
+    DUMP = """
+import json, sys
+from pathlib import Path
+from resnet_repro.tracking import connect
+store = connect(Path())
+runs = {}
+for run in store.client.search_runs([store.experiment_id], max_results=1000):
+    points = {k: sorted([p.step, p.timestamp, p.value] for p in store.client.get_metric_history(run.info.run_id, k))
+              for k in run.data.metrics}
+    own = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.") or k == "mlflow.note.content"}
+    runs[run.data.tags["uid"]] = [run.info.run_name, run.info.status, run.info.start_time, run.info.end_time,
+                                  run.data.params, own, points, [d.dataset.digest for d in run.inputs.dataset_inputs],
+                                  len(store.client.search_logged_models([store.experiment_id],
+                                      filter_string=f"source_run_id = '{run.info.run_id}'"))]
+print(json.dumps(runs))
+"""
+
+    def test_a_deleted_database_comes_back_equal(self, demo: Path, tmp_path: Path) -> None:
+        live = json.loads(_run(demo, sys.executable, "-c", self.DUMP).splitlines()[-1])
+        copy = tmp_path / "workspace"
+        shutil.copytree(demo, copy, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", "__pycache__", ".cache"))
+        (copy / ARCHIVE).parent.mkdir(exist_ok=True)
+        said = _run(copy, "resnet-repro", "publish")
+        assert f"{len(live)} created" in said
+        assert json.loads(_run(copy, sys.executable, "-c", self.DUMP).splitlines()[-1]) == live
+        assert len(live) == len(load(demo / "params.yaml").runs)
+        for name, status, *_, params, tags, points, digests, models in live.values():
+            assert (status, models, len(digests)) == ("FINISHED", 1, 1), name
+            assert params["recipe.schedule.learning_rate"] == "0.1"
+            assert tags["model"] == params["model"]
+            epochs = int(params["recipe.schedule.stop"])
+            assert [len(points[k]) for k in ("train_loss", "test_error_percent", "learning_rate")] == [epochs] * 3
+        assert "unchanged" in _run(copy, "resnet-repro", "publish")
 
 
 class TestWhatAnEditReruns:

@@ -123,9 +123,7 @@ def test_after_the_warm_up_the_rate_never_rises(data):
     assert all(value == 0.01 for value in rates[:first])
     assert rates[first:] == sorted(rates[first:], reverse=True)
     without = plan.model_copy(update={"warmup": None})
-    assert rates[first:] == [
-        learning_rate(without, step, epoch_steps, None) for step in range(first, 99 * unit)
-    ]
+    assert rates[first:] == [learning_rate(without, step, epoch_steps, None) for step in range(first, 99 * unit)]
 
 
 @given(st.integers(1, 1000), st.integers(1, 200), st.sampled_from(["keep", "drop"]))

@@ -187,9 +187,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
 
 
 def history(store: Store, run: Any, key: str) -> list[tuple[int, int, float]]:
-    return sorted(
-        (p.step, p.timestamp, p.value) for p in store.client.get_metric_history(run.info.run_id, key)
-    )
+    return sorted((p.step, p.timestamp, p.value) for p in store.client.get_metric_history(run.info.run_id, key))
 
 
 def content(store: Store, uid: str) -> dict[str, object]:
@@ -391,9 +389,7 @@ def test_training_does_not_wait_for_a_server_that_hangs(
 
 
 def test_first_use_by_many_processes_at_once(tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib; from resnet_repro.tracking import connect; connect(pathlib.Path(sys.argv[1]))"
-    )
+    code = "import sys, pathlib; from resnet_repro.tracking import connect; connect(pathlib.Path(sys.argv[1]))"
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, cwd=tmp_path)
         for _ in range(4)
@@ -557,9 +553,7 @@ def test_parameters_are_flattened() -> None:
 
 
 def test_the_import_is_quick() -> None:
-    code = (
-        "import sys, resnet_repro.tracking; assert not {'mlflow', 'torch', 'sqlalchemy'} & set(sys.modules)"
-    )
+    code = "import sys, resnet_repro.tracking; assert not {'mlflow', 'torch', 'sqlalchemy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

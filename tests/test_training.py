@@ -45,9 +45,7 @@ def net_of(params: Architecture, dtype: torch.dtype = torch.float32, seed: int =
     return net.to(dtype)
 
 
-def images_of(
-    dtype: torch.dtype = torch.float32, recipe: Recipe = RECIPE, count: int = COUNT
-) -> PaddedImages:
+def images_of(dtype: torch.dtype = torch.float32, recipe: Recipe = RECIPE, count: int = COUNT) -> PaddedImages:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (count,), generator=generator)
@@ -95,9 +93,7 @@ def by_hand(
                     module.key = hash32(DROPOUT, SEED, torch.tensor(step))
             for group in optimizer.param_groups:
                 group["lr"] = rates[step]
-            logits = net(
-                images.take(views.index[part], views.row[part], views.column[part], views.flip[part])
-            )
+            logits = net(images.take(views.index[part], views.row[part], views.column[part], views.flip[part]))
             labels = images.labels[views.index[part]]
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
@@ -130,9 +126,7 @@ def test_training_is_torchs_sgd_on_the_same_batches(model, changes, sizes):
     trainer = trainer_of(NETS[model], recipe, torch.float64)
     totals = [trainer.run_epoch() for _ in range(3 if len(sizes) == 3 else 4)]
     net, results = by_hand(NETS[model], recipe, sizes, RATES, len(totals))
-    for (name, value), (_, expected) in zip(
-        trainer.net.state_dict().items(), net.state_dict().items(), strict=True
-    ):
+    for (name, value), (_, expected) in zip(trainer.net.state_dict().items(), net.state_dict().items(), strict=True):
         torch.testing.assert_close(
             value, expected, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
         )
@@ -168,9 +162,7 @@ def test_64_000_iterations_are_163_epochs_and_267_steps():
     plan = Schedule(unit="steps", stop=64_000, learning_rate=0.1, drops=(32_000, 48_000), drop_factor=0.1)
     recipe = changed(schedule=plan, batch_size=128, augmentation=Augmentation(padding=0))
     zeros = torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8)
-    images = PaddedImages(
-        zeros, torch.zeros(3, 1, 1), torch.ones(3, 1, 1), torch.zeros(50_000, dtype=torch.int64), 1
-    )
+    images = PaddedImages(zeros, torch.zeros(3, 1, 1), torch.ones(3, 1, 1), torch.zeros(50_000, dtype=torch.int64), 1)
     trainer = Trainer(Cheap(3, 10), recipe, images, 1, ENGINE)
     assert (trainer.epoch_steps, trainer.total_steps, trainer.total_epochs) == (391, 64_000, 164)
     tensors, counters = trainer.state()
@@ -218,9 +210,7 @@ def run(trainer: Trainer, stop: int | None = None) -> list[EpochTotals]:
 
 
 WARM = changed(
-    schedule=RECIPE.schedule.model_copy(
-        update={"warmup": Warmup(learning_rate=0.01, until_train_error_percent=99.9)}
-    )
+    schedule=RECIPE.schedule.model_copy(update={"warmup": Warmup(learning_rate=0.01, until_train_error_percent=99.9)})
 )
 
 
@@ -246,9 +236,7 @@ def test_a_resumed_run_has_the_bits_of_the_unbroken_one(model, stop, recipe):
 
 
 def test_a_run_depends_on_its_seed():
-    digests = {
-        digest_of(t.state()[0]) for t in [trainer_of(NETS["wide"], seed=s) for s in (1, 1, 2)] if run(t)
-    }
+    digests = {digest_of(t.state()[0]) for t in [trainer_of(NETS["wide"], seed=s) for s in (1, 1, 2)] if run(t)}
     assert len(digests) == 2
 
 
@@ -300,9 +288,7 @@ def test_a_warm_up_ends_with_the_epoch_whose_error_is_low_enough():
 def test_a_loss_that_is_not_finite_names_step_and_rate():
     recipe = changed(schedule=RECIPE.schedule.model_copy(update={"learning_rate": 1e30}))
     trainer = trainer_of(Architecture(family="plain", depth=8, batch_norm=BatchNorm(kind="none")), recipe)
-    with pytest.raises(
-        TrainingError, match=r"became (nan|inf) at step 1 \(epoch 1\), at learning rate 1e\+30"
-    ):
+    with pytest.raises(TrainingError, match=r"became (nan|inf) at step 1 \(epoch 1\), at learning rate 1e\+30"):
         run(trainer)
 
 

@@ -58,6 +58,12 @@ class BatchNorm(Section):
     group_size: PositiveInt | None = None
     """images per statistic; the papers had 64 of the 128 on each of two GPUs. None: the whole batch."""
 
+    @model_validator(mode="after")
+    def _groups_run(self) -> Self:
+        if self.group_size is not None and self.kind != "running":
+            raise ValueError("group_size goes with kind `running` only")
+        return self
+
 
 class Architecture(Section):
     """One net. `family` fixes the unit, `depth` the number of weighted layers.

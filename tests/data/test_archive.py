@@ -74,11 +74,7 @@ def test_a_duplicate_is_refused(digits):
 
 
 def test_a_missing_member_is_named(digits):
-    some = {
-        name: content
-        for name, content in digits.members.items()
-        if name not in ("test_batch", "data_batch_3")
-    }
+    some = {name: content for name, content in digits.members.items() if name not in ("test_batch", "data_batch_3")}
     with pytest.raises(SourceError, match="without data_batch_3, test_batch"):
         read(tar_gz(entries_of(some)), digits)
 
@@ -125,9 +121,7 @@ def test_a_flipped_bit_changes_no_member(digits):
         assert members == digits.members  # the bit was in a header
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>", b"\x1f\x8b", gzip.compress(b"text"), gzip.compress(bytes(10240))]
-)
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x1f\x8b", gzip.compress(b"text"), gzip.compress(bytes(10240))])
 def test_what_is_no_archive_is_refused(digits, content):
     with pytest.raises(SourceError, match="truncated"):
         read(content, digits)
@@ -192,10 +186,7 @@ def test_when_all_are_dead_the_message_says_what_to_do(digits, tmp_path, serve):
     assert lines[1].startswith(f"  {dead}: ")
     assert "Connection refused" in lines[1]
     assert lines[2] == f"  {missing}: HTTP status 404 Not Found"
-    assert (
-        lines[3]
-        == "Set CIFAR10_ARCHIVE to the path or URL of a copy of cifar-10-python.tar.gz, and run again"
-    )
+    assert lines[3] == "Set CIFAR10_ARCHIVE to the path or URL of a copy of cifar-10-python.tar.gz, and run again"
 
 
 def test_another_url_takes_the_place_of_the_mirrors(digits, tmp_path, serve):

@@ -36,9 +36,7 @@ def test_reads_what_python_2_wrote():
 @pytest.mark.parametrize("protocol", [3, 4])
 @pytest.mark.parametrize("key", [str, str.encode])
 def test_reads_what_python_3_writes(protocol: int, key: Callable[[str], Any]):
-    images, labels = decode_batch(
-        pickle.dumps({key("data"): PIXELS, key("labels"): LABELS}, protocol=protocol)
-    )
+    images, labels = decode_batch(pickle.dumps({key("data"): PIXELS, key("labels"): LABELS}, protocol=protocol))
     assert np.array_equal(images.reshape(20, 3072), PIXELS)
     assert labels.tolist() == LABELS
 

@@ -33,12 +33,8 @@ def test_every_image_once_and_every_class_in_every_batch(digits: Digits):
     source = load_digits()
     ours = sorted((label, image[0].tobytes()) for image, label in zip(images, labels, strict=True))
     enlarged = enlarge(source.images.astype(np.int64))
-    assert ours == sorted(
-        (label, image.tobytes()) for image, label in zip(enlarged, source.target, strict=True)
-    )
+    assert ours == sorted((label, image.tobytes()) for image, label in zip(enlarged, source.target, strict=True))
     assert all(set(labels.tolist()) == set(range(10)) for _, labels in batches.values())
-    assert {name: len(labels) for name, (_, labels) in batches.items() if name == "test_batch"} == {
-        "test_batch": 296
-    }
+    assert {name: len(labels) for name, (_, labels) in batches.items() if name == "test_batch"} == {"test_batch": 296}
     assert np.array_equal(images[:, 0], images[:, 1])
     assert np.array_equal(images[:, 0], images[:, 2])

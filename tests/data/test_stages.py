@@ -63,6 +63,4 @@ def test_params_are_refused_before_the_download(workspace: Path, digits: Digits)
 def test_wrong_arguments_get_the_usage(workspace: Path):
     done = run("prepare", "data/members", cwd=workspace, archive="")
     assert done.returncode == 2
-    assert done.stderr.startswith(
-        "usage: python pipeline/prepare.py MEMBERS ARRAYS REPORT\n\nDecode the members"
-    )
+    assert done.stderr.startswith("usage: python pipeline/prepare.py MEMBERS ARRAYS REPORT\n\nDecode the members")

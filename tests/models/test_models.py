@@ -136,8 +136,7 @@ def test_which_shortcuts_have_weights(family, kind, projections):
 def test_a_familys_own_shortcut(family, block, expected):
     depth = 11 if block == "bottleneck" else 10 if family == "wide" else 8
     own, named = (
-        on_paper(architecture(family, depth, block=block, shortcut=kind)).state_dict()
-        for kind in (None, expected)
+        on_paper(architecture(family, depth, block=block, shortcut=kind)).state_dict() for kind in (None, expected)
     )
     assert {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in named.items()}
 
@@ -184,9 +183,7 @@ class Weights:
 
     def convolve(self, x: Tensor, stride: int = 1, bias: bool = False) -> Tensor:
         weight = next(self.parameters)
-        return F.conv2d(
-            x, weight, next(self.parameters) if bias else None, stride, padding=weight.shape[-1] // 2
-        )
+        return F.conv2d(x, weight, next(self.parameters) if bias else None, stride, padding=weight.shape[-1] // 2)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Ioffe and Szegedy 2015, algorithm 1."""
@@ -352,9 +349,7 @@ def test_biases_only_where_there_is_no_normalisation(family, depth, block):
 def test_statistics_of_the_test_batch():
     """a-martyn's note 5: without running statistics, evaluation depends on the batch."""
     x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
-    nets = {
-        kind: random_net(architecture("resnet", batch_norm={"kind": kind})) for kind in ("batch", "running")
-    }
+    nets = {kind: random_net(architecture("resnet", batch_norm={"kind": kind})) for kind in ("batch", "running")}
     alone = {kind: torch.cat([net.eval()(x[:4]), net(x[4:])]) for kind, net in nets.items()}
     together = {kind: net(x) for kind, net in nets.items()}
     torch.testing.assert_close(together["running"], alone["running"])

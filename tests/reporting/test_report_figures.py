@@ -83,10 +83,7 @@ def test_figure6_fits_short_schedules_and_unknown_depths(tmp_path: Path) -> None
 
 
 def test_figure6_draws_basic_plain_and_residual_nets_once_per_depth(tmp_path: Path) -> None:
-    runs = [
-        FakeRun(m)
-        for m in ("resnet20", "resnet20_a_martyn", "original164", "preact110", "plain20", "resnet11")
-    ]
+    runs = [FakeRun(m) for m in ("resnet20", "resnet20_a_martyn", "original164", "preact110", "plain20", "resnet11")]
     drawn = figure6_rows(load(write_workspace(tmp_path, runs)).rows)
     assert [row.name for row in drawn] == ["resnet20", "plain20"]
 

@@ -106,9 +106,7 @@ def test_a_bound_is_no_number_to_differ_from(tmp_path: Path) -> None:
     assert comparison_table([row], Notes()).loc[0, "paper"].startswith(">60.00<sup>")
 
 
-def test_short_schedules_stand_apart_without_published_numbers(
-    evidence: Evidence, table: pd.DataFrame
-) -> None:
+def test_short_schedules_stand_apart_without_published_numbers(evidence: Evidence, table: pd.DataFrame) -> None:
     assert "resnet20_short" not in table.index
     short = short_table(evidence.short)
     assert list(short["model"]) == ["resnet20_short"]

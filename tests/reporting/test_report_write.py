@@ -19,9 +19,7 @@ def contents(report: Path) -> dict[str, bytes]:
 def run_stage(workspace: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, REPOSITORY / "pipeline" / "report.py", "reports"]
     environment = os.environ | {"PYTHONHASHSEED": "7"}
-    return subprocess.run(
-        command, cwd=workspace, env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_stage_writes_the_same_bytes_again(report: Path, tmp_path: Path) -> None:
