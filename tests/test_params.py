@@ -72,7 +72,7 @@ models:
       conv_padding: reflect
       subsampling: pool
       batch_norm:
-        kind: batch
+        kind: running
         eps: 0.001
         momentum: 0.2
         group_size: 64
