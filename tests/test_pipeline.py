@@ -157,6 +157,46 @@ class TestWhatAnEditReruns:
         }
 
 
+class TestAnotherMachine:
+    """A clone of the demo with its evidence committed, and none of its data, weights or cache."""
+
+    @pytest.fixture
+    def clone(self, workspace: Path, tmp_path: Path) -> Path:
+        _git(workspace, "add", "--all", "--force", "dvc.lock", "plans", "reports")
+        identity = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
+        _git(workspace, *identity, "commit", "--quiet", "--allow-empty", "--message", "evidence")
+        _git(tmp_path, "clone", "--quiet", str(workspace), "clone")
+        clone = tmp_path / "clone"
+        (clone / ARCHIVE).parent.mkdir(parents=True)
+        shutil.copy2(workspace / ARCHIVE, clone / ARCHIVE)
+        return clone
+
+    def test_a_new_run_trains_and_nothing_else(self, clone: Path) -> None:
+        """What `make repro` does where one line was added."""
+        assert _run(clone, "dvc", "repro", "--allow-missing").count("Running stage") == 0
+        params = YAML().load(clone / "params.yaml")
+        params["runs"]["plain8-3"] = {"model": "plain8", "seed": 3}
+        YAML().dump(params, clone / "params.yaml")
+        _run(clone, "dvc", "repro", "--single-item", "plan")
+        assert _run(clone, "resnet-repro", "stale").split() == ["plain8-3"]
+        _run(clone, "dvc", "repro", "prepare")
+        said = _run(clone, "dvc", "repro", "--allow-missing")
+        assert re.findall(r"Running stage '([^']+)'", said) == ["train@plain8-3", "evaluate@plain8-3", "report"]
+        assert RunEvidence.read(clone / "reports/runs/plain8-3").metrics.seed == 3
+        assert not (clone / "runs" / "plain8-1").exists()
+
+    def test_the_run_cache_brings_trained_runs_home(self, workspace: Path, clone: Path, tmp_path: Path) -> None:
+        for folder in (workspace, clone):
+            _run(folder, "dvc", "remote", "add", "--default", "courier", str(tmp_path / "courier"))
+        _run(workspace, "dvc", "push", "--run-cache")
+        (clone / "dvc.lock").unlink()
+        _run(clone, "dvc", "pull", "--run-cache", "--allow-missing")
+        said = _run(clone, "dvc", "repro", "train@plain8-1", "train@wide10_2-2")
+        assert not re.findall(r"Running stage '(train[^']+)'", said), said
+        name = "runs/wide10_2-2/weights.safetensors"
+        assert (clone / name).read_bytes() == (workspace / name).read_bytes()
+
+
 class TestCommandsOfDvc:
     def test_params_diff_names_the_leaf(self, workspace: Path) -> None:
         params = YAML().load(workspace / "params.yaml")

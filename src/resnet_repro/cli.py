@@ -25,6 +25,15 @@ def estimate() -> None:
 
 
 @app.command()
+def stale() -> None:
+    """List the runs that dvc.lock does not know by today's plans, one per line."""
+    from resnet_repro import estimate as module
+
+    for key in module.stale_runs(Path(), load(Path("params.yaml"))):
+        print(key)
+
+
+@app.command()
 def publish() -> None:
     """Bring MLflow up to date with the committed evidence; change nothing that is there."""
     from resnet_repro.experiment import load_classifier
