@@ -190,6 +190,11 @@ def train(
         except (TrainingError, CheckpointError) as error:
             observer.failed(str(error))
             raise type(error)(f"{origin.key}: {error}") from error
+        except InterruptedRunError:
+            raise
+        except Exception as error:
+            observer.failed(f"{type(error).__name__}: {error}")
+            raise
 
         provenance = _write_run(out, parts, origin, epochs, plan_bytes, time.monotonic() - clock, sessions)
         store.clear()
