@@ -45,5 +45,7 @@ def test_the_readme_table_is_the_reports_table() -> None:
     """`make lock` copies it; nobody types a number."""
     readme, report = ((ROOT / name).read_text() for name in ("README.md", "reports/README.md"))
     table = readme.split("<!-- table")[1].split("-->\n", 1)[1].split("\n<!-- /table")[0]
+    table, legend = table.split("\n\n")
     assert table.startswith("| model")
     assert table in report
+    assert legend in report

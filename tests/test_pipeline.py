@@ -191,7 +191,7 @@ class TestAnotherMachine:
         _run(workspace, "dvc", "push", "--run-cache")
         (clone / "dvc.lock").unlink()
         _run(clone, "dvc", "pull", "--run-cache", "--allow-missing")
-        said = _run(clone, "dvc", "repro", "train@plain8-1", "train@wide10_2-2")
+        said = _run(clone, "dvc", "repro", "--pull", "train@plain8-1", "train@wide10_2-2")
         assert not re.findall(r"Running stage '(train[^']+)'", said), said
         name = "runs/wide10_2-2/weights.safetensors"
         assert (clone / name).read_bytes() == (workspace / name).read_bytes()

@@ -28,15 +28,9 @@ class Evaluator:
             with autocast(engine):
                 return self.net(images.contiguous(memory_format=torch.channels_last)).to(images.dtype)
 
-        def losses(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            output = logits(images)
-            wrong = (output.argmax(dim=1) != labels).sum()
-            return F.cross_entropy(output, labels, reduction="sum"), wrong
-
-        self._logits: Callable[[Tensor], Tensor] = logits
-        self._losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = (
-            torch.compile(losses, dynamic=False) if engine.compiles else losses
-        )
+        # the one compiled function, so that predictions are exactly those whose error was counted
+        compiled = torch.compile(logits, dynamic=False) if engine.compiles else logits
+        self._logits: Callable[[Tensor], Tensor] = compiled
 
     @torch.no_grad()
     def error(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
@@ -44,7 +38,8 @@ class Evaluator:
         self.net.eval()
         sums, count = [], 0
         for images, labels in batches:
-            loss, wrong = self._losses(images, labels)
+            output = self._logits(images)
+            loss, wrong = F.cross_entropy(output, labels, reduction="sum"), (output.argmax(dim=1) != labels).sum()
             sums.append(torch.stack([loss, wrong.to(loss.dtype)]))
             count += len(labels)
         loss_sum, wrong_sum = torch.stack(sums).cpu().double().sum(dim=0).tolist()

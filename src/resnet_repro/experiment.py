@@ -25,6 +25,7 @@ from resnet_repro.engine import (
     ResolvedEngine,
     configure,
     device_name,
+    has_compiler,
     peak_memory_bytes,
     resolve,
 )
@@ -276,7 +277,10 @@ def evaluate(run: Path, arrays: Arrays, out: Path) -> Metrics:
     if arrays.sha256 != provenance.data_sha256:
         raise CheckpointError(f"{run} was trained on other data than data/cifar10 now holds: train it again")
 
-    engine = resolve(plan.engine.model_copy(update={"mode": "eager", "precision": provenance.precision}))
+    # as the training evaluated: on the same kind of machine the predictions are those of its last epoch
+    mode = "compiled" if provenance.mode in ("compiled", "graphed") and has_compiler() else "eager"
+    same = {"mode": mode, "precision": provenance.precision, "threads": provenance.threads}
+    engine = resolve(plan.engine.model_copy(update=same))
     configure(engine)
     device = engine.torch_device
     evaluator = Evaluator(to_fastest_layout(classifier.net, device), engine)
@@ -309,7 +313,7 @@ def _metrics(
     plan: Plan, provenance: Provenance, history: Any, labels: np.ndarray, probabilities: np.ndarray
 ) -> Metrics:
     predicted = probabilities.argmax(axis=1)
-    error = 100 * float((predicted != labels).mean())
+    error = 100 * int((predicted != labels).sum()) / len(labels)
     last = history.iloc[-1]
     if abs(error - last.test_error_percent) > AGREEMENT_PERCENT + 100 / len(labels):
         raise CheckpointError(

@@ -60,8 +60,12 @@ README_TABLE = re.compile(r"(<!-- table[^>]*-->\n).*?(<!-- /table -->)", re.DOTA
 def update_readme(workspace: Path) -> None:
     """Put the comparison table between the marks of the workspace's README.md."""
     path = workspace / "README.md"
-    table = markdown(tables.comparison_table(load(workspace).full, tables.Notes()))
-    text = README_TABLE.sub(lambda marks: f"{marks[1]}{table}\n{marks[2]}", path.read_text(encoding="utf-8"))
+    notes = tables.Notes()
+    table = markdown(tables.comparison_table(load(workspace).full, notes))
+    legend = "<br>\n".join(notes.lines())
+    text = README_TABLE.sub(
+        lambda marks: f"{marks[1]}{table}\n\n{legend}\n{marks[2]}", path.read_text(encoding="utf-8")
+    )
     write_atomically(path, text.encode())
 
 
