@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from resnet_repro import schedule
 from resnet_repro.data import preprocessing
+from resnet_repro.data.arrays import CARD
 from resnet_repro.data.batches import pad
 from resnet_repro.engine import configure, device_name, resolve, synchronize
 from resnet_repro.evidence import Plan, Provenance, write_json
@@ -27,7 +28,7 @@ from resnet_repro.training import Trainer
 
 CACHE = Path(".cache/speed.json")
 BUDGET_SECONDS = 30.0
-NUM_IMAGES = 50_000
+CIFAR10_TRAIN_IMAGES = 50_000
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ def estimate(workspace: Path, keys: Sequence[str], params: Params) -> list[Estim
         plan = _plan_of(workspace, params, model)
         resolved[model] = _speed_of(plan, cache, deadline)
     _write_cache(workspace, cache)
+    card = workspace / "reports/data" / CARD
+    known = json.loads(card.read_text())["splits"]["train"]["num_images"] if card.is_file() else None
+    num_images = known or CIFAR10_TRAIN_IMAGES
     estimates = []
     for key in keys:
         model = params.runs[key].model
         speed = resolved[model]
         recipe = params.recipe_of(model)
-        images = schedule.total_steps(recipe, NUM_IMAGES - recipe.held_out) * recipe.batch_size
+        images = schedule.total_steps(recipe, num_images - recipe.held_out) * recipe.batch_size
         estimates.append(Estimate(key, None if speed is None else images / speed[0], speed[1] if speed else ""))
     return estimates
 
@@ -110,7 +114,7 @@ def describe(estimates: Sequence[Estimate]) -> str:
         missing = len(estimates) - len(known)
         also = f", and {missing} not measured" if missing else ""
         lines.append(f"  {'together':24} {duration(sum(known))}{also}")
-    if _device() == "cpu":
+    if _device() == "cpu" and sum(known) > 3600:
         lines.append("There is no GPU here. `make demo` shows the whole pipeline in a few minutes.")
     return "\n".join(lines)
 
