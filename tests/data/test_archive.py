@@ -121,7 +121,11 @@ def test_a_flipped_bit_changes_no_member(digits):
         assert members == digits.members  # the bit was in a header
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"\x1f\x8b", gzip.compress(b"text"), gzip.compress(bytes(10240))])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>", b"\x1f\x8b", gzip.compress(b"text"), gzip.compress(bytes(10240))],
+    ids=["nothing", "html", "cut", "text", "zeros"],
+)
 def test_what_is_no_archive_is_refused(digits, content):
     with pytest.raises(SourceError, match="truncated"):
         read(content, digits)
