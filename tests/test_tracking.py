@@ -236,7 +236,7 @@ def test_what_is_shown_of_a_run(workspace: Path, store: Store) -> None:
         "stage": "train",
         "model": "resnet20",
         "seed": "8",
-        "paper": "He 2015, section 4.2",
+        "paper": "He 2015, Table 6: 8.75% (single run, last iteration)",
         "recipe": "he2015",
         "git_dirty": "true",
         "fingerprint.step": "1f" * 32,
@@ -560,7 +560,9 @@ def test_the_import_is_quick() -> None:
 @pytest.fixture
 def ui(workspace: Path, store: Store) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     port = closed_port()
-    code = "import sys, pathlib; from resnet_repro.tracking import serve_ui; "
+    # a shell without job control starts background commands with SIGINT ignored, and so this process may be
+    code = "import signal, sys, pathlib; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from resnet_repro.tracking import serve_ui; "
     code += "sys.exit(serve_ui(pathlib.Path(sys.argv[1]), int(sys.argv[2])))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(workspace), str(port)],
