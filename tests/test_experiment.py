@@ -20,6 +20,7 @@ from resnet_repro.engine import ResolvedEngine, has_compiler
 from resnet_repro.errors import CheckpointError, RunLockedError, TrainingError
 from resnet_repro.evidence import Plan, Provenance
 from resnet_repro.interruption import EXIT_CODE, Interruption
+from resnet_repro.training import Trainer
 
 IDENTITY = {"model": "net", "seed": 1, "torch": "2"}
 KILLING = Path(killing.__file__)
@@ -129,6 +130,7 @@ sys.path.insert(0, sys.argv[2])
 import killing
 from pathlib import Path
 from resnet_repro import experiment
+from resnet_repro.training import Trainer
 from resnet_repro.interruption import EXIT_CODE, Interruption
 folder = Path(sys.argv[1])
 class Slow(killing.Silent):
@@ -323,6 +325,16 @@ class TestFailure:
             train(tmp_path, path, observer=told)
         assert "the loss became" in told.reason
         assert not (tmp_path / "run").exists()
+
+    def test_out_of_memory_names_the_batch_and_never_changes_it(
+        self, tmp_path: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(trainer: Trainer, size: int) -> None:
+            raise torch.OutOfMemoryError("no more")
+
+        monkeypatch.setattr(Trainer, "_full_step", full)
+        with pytest.raises(TrainingError, match=r"resnet-1: out of memory on cpu with batches of 8 images.*recipe"):
+            train(tmp_path, plan)
 
     def test_weights_that_do_not_give_their_history_are_refused(self, tmp_path: Path, plan: Path) -> None:
         provenance = train(tmp_path, plan)
