@@ -1,14 +1,10 @@
 """One run: assembles data, net, engine and checkpoints, trains, and writes the run's files."""
 
 import hashlib
-import platform
 import statistics
-import subprocess
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +20,6 @@ from resnet_repro.data.batches import pad, split
 from resnet_repro.engine import (
     ResolvedEngine,
     configure,
-    device_name,
     has_compiler,
     peak_memory_bytes,
     resolve,
@@ -35,9 +30,9 @@ from resnet_repro.evidence import Epoch, Metrics, Origin, Plan, Provenance
 from resnet_repro.models import NUM_CLASSES, build_model
 from resnet_repro.models.classifier import Classifier, to_fastest_layout
 from resnet_repro.models.initialization import initialize
+from resnet_repro.provenance import identity_of, make_origin
 from resnet_repro.training import Trainer
 
-SOURCES = ("src", "pipeline", "params.yaml", "dvc.yaml", "requirements.lock")
 CHECKPOINT_SECONDS = 10.0
 """Epochs that are shorter share a checkpoint, so that saving stays below 2% of a run."""
 
@@ -143,8 +138,8 @@ def train(
     plan, plan_bytes = Plan.read(plan_path), plan_path.read_bytes()
     engine = resolve(plan.engine)
     configure(engine)
-    origin = _origin(plan, seed, engine, arrays.sha256, hashlib.sha256(plan_bytes).hexdigest())
-    store = CheckpointStore(checkpoints / origin.key, _identity(origin))
+    origin = make_origin(plan, seed, engine, arrays.sha256, hashlib.sha256(plan_bytes).hexdigest())
+    store = CheckpointStore(checkpoints / origin.key, identity_of(origin))
     with store.locked():
         for other in store.others():
             print(f"{other} holds checkpoints of another plan, data set or machine: not used", flush=True)
@@ -347,58 +342,3 @@ def _metrics(
         confusion=confusion.tolist(),
         **best,  # type: ignore[arg-type]
     )
-
-
-def _identity(origin: Origin) -> dict[str, Any]:
-    """What decides the bits of a run, and so whether a checkpoint may be resumed."""
-    same = {"model", "seed", "device", "device_name", "mode", "precision", "threads", "deterministic"}
-    return {
-        **origin.model_dump(mode="json", include=same | {"data_sha256", "plan_sha256"}),
-        "torch": origin.versions["torch"],
-    }
-
-
-def _origin(plan: Plan, seed: int, engine: ResolvedEngine, data_sha256: str, plan_sha256: str) -> Origin:
-    names = ("torch", "torchvision", "numpy", "mlflow", "dvc", "resnet-repro")
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in names}}
-    if engine.device == "cuda":
-        versions["cuda"] = str(torch.version.cuda)
-        versions["cudnn"] = str(torch.backends.cudnn.version())
-    commit, dirty = _git_state()
-    return Origin(
-        uid=uuid.uuid4().hex,
-        model=plan.model,
-        seed=seed,
-        started_at=time.time(),
-        device=engine.device,
-        device_name=device_name(engine.device),
-        mode=engine.mode,
-        precision=engine.precision,
-        threads=engine.threads,
-        deterministic=engine.deterministic,
-        versions=versions,
-        platform=f"{platform.system()} {platform.machine()}",
-        git_commit=commit,
-        git_dirty=dirty,
-        data_sha256=data_sha256,
-        plan_sha256=plan_sha256,
-    )
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except ImportError:
-        return "not installed"
-
-
-def _git_state() -> tuple[str | None, bool | None]:
-    """HEAD and whether sources differ from it (what stages write is no source); (None, None) outside Git."""
-    try:
-        return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "-uno", "--", *SOURCES))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
