@@ -45,7 +45,7 @@ def test_a_trained_speed_replaces_the_measured_one(workspace: Path, monkeypatch:
     provenance = type("Trained", (), {"images_per_second": 1000.0})()
     estimate.remember_speed(workspace, make_plan(params, "plain8"), provenance)
     trained = estimate.estimate(workspace, ["plain8-2"], params)[0]
-    steps = 10 * -(-50_000 // 64)
+    steps = params.recipe_of("plain8").schedule.stop * -(-50_000 // 64)
     assert trained == estimate.Estimate("plain8-2", steps * 64 / 1000.0, "training")
 
 
