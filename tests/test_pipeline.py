@@ -1,5 +1,6 @@
 """The pipeline as a user sees it: on the demo's plan, really run, and on a clean clone of this repository."""
 
+import fcntl
 import json
 import os
 import re
@@ -26,7 +27,10 @@ pytestmark = pytest.mark.xdist_group("demo")
 def demo() -> Path:
     """The demo's clone, up to date: quick where `make demo` ran before."""
     before = _git(ROOT, "status", "--porcelain")
-    run_demo(ROOT)
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    with (ROOT / ".cache" / "demo.lock").open("w") as lock:  # each of the workers that run tests has a session
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_demo(ROOT)
     assert _git(ROOT, "status", "--porcelain") == before, "the demo must leave the repository as it is"
     return ROOT / ".demo"
 
