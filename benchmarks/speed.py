@@ -2,7 +2,8 @@
 
 Each contestant is a process that waits for its turn; they take turns, so that a machine whose speed drifts is
 fair to all. The engine trains as `train` does; the plain loop is baseline.py; the ceiling is the engine's step
-on one fixed batch, without data and logging.
+on one fixed batch, without data and logging. With the first net the engine also runs in other ways, which shows
+what determinism costs and what bf16 gains.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +25,7 @@ from resnet_repro.reporting.write import markdown
 
 MODELS = ("resnet20", "resnet56", "resnet110", "preact164", "wrn16_4")
 VARIANTS = ("engine", "plain", "ceiling")
+OTHER_WAYS = ("not deterministic", "fp32")
 REPORT, FOLDER = Path("reports/speed.md"), Path("reports/speed")
 STEPS = 64_000
 
@@ -63,16 +67,12 @@ class Contestant:
         raise SystemExit(f"a contestant ended with {self.process.wait()}: {self.name}")
 
 
-def bench(model: str, mode: str, seconds: float, rounds: int) -> dict[str, Any]:
+def bench(model: str, mode: str, seconds: float, rounds: int, variants: Sequence[str]) -> dict[str, Any]:
     # once before, so that the start that is measured finds the compiler's cache warm
     with Contestant("engine", model, mode) as warm:
         warm.end()
-    with (
-        Contestant("engine", model, mode) as engine,
-        Contestant("plain", model, mode) as plain,
-        Contestant("ceiling", model, mode) as ceiling,
-    ):
-        contestants = {"engine": engine, "plain": plain, "ceiling": ceiling}
+    with ExitStack() as stack:
+        contestants = {name: stack.enter_context(Contestant(name, model, mode)) for name in variants}
         for one in contestants.values():
             one.turn(seconds / 4, counts=False)
         for _ in range(rounds):
@@ -91,9 +91,6 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
     for result in results:
         rates, facts = result["rates"], result["engine_facts"]
         engine = statistics.median(rates["engine"])
-        # turn by turn, so that a drift of the machine cancels
-        to_plain = statistics.median(a / b for a, b in zip(rates["engine"], rates["plain"], strict=True))
-        to_ceiling = statistics.median(a / b for a, b in zip(rates["engine"], rates["ceiling"], strict=True))
         epoch = 50_000 / engine
         evaluation = facts["evaluation_seconds"]
         share = engine * facts["flops_per_image"] / facts["peak_flops_per_second"]
@@ -103,8 +100,8 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
                 "engine, images/s": f"{engine:,.0f}",
                 "plain loop": f"{statistics.median(rates['plain']):,.0f}",
                 "ceiling": f"{statistics.median(rates['ceiling']):,.0f}",
-                "engine / plain": f"{to_plain:.2f}",
-                "engine / ceiling": f"{to_ceiling:.3f}",
+                "engine / plain": f"{ratio(rates, 'plain'):.2f}",
+                "engine / ceiling": f"{ratio(rates, 'ceiling'):.3f}",
                 "64,000 steps": _minutes(STEPS * 128 / engine),
                 "evaluation, share": f"{100 * evaluation / (epoch + evaluation):.1f}%",
                 "checkpoint, share": f"{100 * facts['state_seconds'] / max(epoch, 10):.2f}%",
@@ -114,6 +111,11 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def ratio(rates: dict[str, list[float]], to: str) -> float:
+    """The engine's speed over another's, turn by turn, so that a drift of the machine cancels: the median."""
+    return statistics.median(a / b for a, b in zip(rates["engine"], rates[to], strict=True))
 
 
 def _minutes(seconds: float) -> str:
@@ -140,14 +142,20 @@ def plot(results: list[dict[str, Any]]) -> None:
 
 
 def section(results: list[dict[str, Any]]) -> str:
-    facts = results[0]["engine_facts"]
-    peak, turns = facts["peak_flops_per_second"], len(results[0]["rates"]["engine"])
+    facts, rates = results[0]["engine_facts"], results[0]["rates"]
+    peak, turns = facts["peak_flops_per_second"], len(rates["engine"])
+    other_ways = "; ".join(
+        f"{name}: {statistics.median(rates[name]):,.0f} images/s, the engine is {ratio(rates, name):.2f} times as fast"
+        for name in OTHER_WAYS
+        if name in rates
+    )
     return "\n\n".join(
         [
             f"## {facts['device']}",
             f"{facts['engine']}; {facts['system']}; batches of 128; medians of {turns} turns. "
             f"Peak: {peak / 1e12:.2f} TFLOP/s, measured by a matrix product in the same precision.",
             markdown(table(results)),
+            *([f"{results[0]['model']} in other ways: {other_ways}."] if other_ways else []),
         ]
     )
 
@@ -170,7 +178,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    results = [bench(m, arguments.mode, arguments.seconds, arguments.rounds) for m in arguments.models]
+    results = []
+    for index, model in enumerate(arguments.models):
+        variants = (*VARIANTS, *OTHER_WAYS) if index == 0 else VARIANTS
+        results.append(bench(model, arguments.mode, arguments.seconds, arguments.rounds, variants))
     device = "gpu" if torch.cuda.is_available() else "cpu"
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{device}.json").write_text(json.dumps(results, indent=1) + "\n")

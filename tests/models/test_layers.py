@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from resnet_repro.engine import has_compiler
 from resnet_repro.models.layers import (
     Conv3x3,
     Dropout,
@@ -40,6 +41,21 @@ def normalized(x: Tensor, norm: nn.Module) -> Tensor:
     mean, variance = x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), unbiased=False)
     x = (x - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
     return x * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+@pytest.mark.skipif(not has_compiler(), reason="without a C++ compiler nothing is compiled")
+def test_written_out_statistics_are_those_of_torch() -> None:
+    """In float64, where only another formula could differ: output, gradients and running statistics."""
+    answers = []
+    for compiled in (False, True):
+        norm, x = norm_of(3, momentum=0.3, eps=1e-3), random(4, 3, 5, 6).requires_grad_()
+        run = torch.compile(norm, fullgraph=True) if compiled else norm
+        for _ in range(2):
+            y = run(x)
+        (y * random(4, 3, 5, 6, seed=7)).sum().backward()
+        gradients = [x.grad, *(parameter.grad for parameter in norm.parameters())]
+        answers.append([y, *gradients, norm.running_mean, norm.running_var, norm.num_batches_tracked])
+    torch.testing.assert_close(answers[1], answers[0])
 
 
 def test_running_statistics_serve_evaluation():

@@ -8,7 +8,33 @@ from resnet_repro.counter_hash import hash32
 from resnet_repro.params import Architecture, BatchNorm
 
 
-class GroupedBatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's layer, with its training statistics written out where they are compiled for a CPU.
+
+    What torch's compiler makes of the layer there adds value to value in one long chain (Welford's algorithm)
+    and rounds the mean and scale that the backward pass reads to bf16. Two passes in float32 are more exact and
+    took 3% off ResNet-20's step.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        written_out = torch.compiler.is_compiling() and input.device.type == "cpu"
+        if not (written_out and self.training and self.track_running_stats):
+            return super().forward(input)
+        assert self.momentum is not None
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        count = input.numel() // input.shape[1]
+        mean = values.mean(dim=(0, 2, 3), keepdim=True)
+        centred = values - mean
+        variance = centred.square().mean(dim=(0, 2, 3), keepdim=True)
+        with torch.no_grad():
+            self.get_buffer("running_mean").lerp_(mean.flatten(), self.momentum)
+            self.get_buffer("running_var").lerp_(variance.flatten() * (count / (count - 1)), self.momentum)
+            self.get_buffer("num_batches_tracked").add_(1)
+        scale = self.weight[:, None, None] * (variance + self.eps).rsqrt()
+        return (centred * scale + self.bias[:, None, None]).to(input.dtype)
+
+
+class GroupedBatchNorm2d(BatchNorm2d):
     """Batch normalisation whose training statistics are those of `group_size` images at a time, as when the
     papers split 128 images between two GPUs. The running statistics see every group."""
 
@@ -28,7 +54,7 @@ def batch_norm(channels: int, params: BatchNorm) -> nn.Module:
     if params.kind == "running" and params.group_size is not None:
         return GroupedBatchNorm2d(channels, params.group_size, params.eps, params.momentum)
     running = params.kind == "running"
-    return nn.BatchNorm2d(channels, eps=params.eps, momentum=params.momentum, track_running_stats=running)
+    return BatchNorm2d(channels, eps=params.eps, momentum=params.momentum, track_running_stats=running)
 
 
 class Conv3x3(nn.Conv2d):
