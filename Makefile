@@ -48,8 +48,9 @@ ui: .venv/ready ## MLflow's UI with every run in it (DEMO=1: the demo's; PORT=50
 lock: .venv/ready ## bring plans/, reports/ and dvc.lock up to date after an edit, without training
 	@dvc repro --quiet --single-item plan
 	@dvc repro --quiet --single-item report
+	@dvc repro --quiet --single-item --force ablations/dvc.yaml:ablations # its baselines are no dependency
 	@resnet-repro readme
-	@git status --short README.md plans reports dvc.lock
+	@git status --short README.md plans reports dvc.lock ablations
 
 check: .venv/ready ## format, lint, types, tests, and that `make lock` would change nothing
 	@ruff format --check .

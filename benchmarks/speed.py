@@ -21,7 +21,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 
-from resnet_repro.reporting.write import markdown
+from resnet_repro.reporting.tables import markdown
 
 MODELS = ("resnet20", "resnet56", "resnet110", "preact164", "wrn16_4")
 VARIANTS = ("engine", "plain", "ceiling")

@@ -34,6 +34,7 @@ from resnet_repro.models import build_model
 from resnet_repro.params import load
 
 DATA = Path("data/cifar10")
+OTHER_WAYS: dict[str, dict[str, Any]] = {"fp32": {"precision": "fp32"}, "not deterministic": {"deterministic": False}}
 
 
 class FixedBatch:
@@ -92,8 +93,7 @@ def main(variant: str, model: str, mode: str = "auto") -> None:
     params = load(Path("params.yaml"))
     plan = Plan.read(Path("plans") / f"{model}.json") if _planned(model) else _plan(params, model)
     plan = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"batch_size": 128, "last_batch": "drop"})})
-    way = {"fp32": {"precision": "fp32"}, "not deterministic": {"deterministic": False}}.get(variant, {})
-    engine = resolve(params.engine.model_copy(update={"mode": mode, **way}))
+    engine = resolve(params.engine.model_copy(update={"mode": mode, **OTHER_WAYS.get(variant, {})}))
     arrays: Arrays = load_arrays(DATA)
     system = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     facts: dict[str, Any] = {"engine": str(engine), "device": device_name(engine.device), "system": system}

@@ -1,7 +1,8 @@
 """Write the report: python pipeline/report.py OUT
 
 Reads   params.yaml, plans/, reports/runs/, reports/data/
-Writes  OUT/README.md, OUT/figures/, OUT/metrics.json, OUT/curves.csv
+Writes  OUT/README.md, verdicts.md, claims.md, checklist.md, models/, figures/, metrics.json,
+        curves.csv
 """
 
 from pathlib import Path

@@ -62,7 +62,11 @@ class FakeRun:
 
 
 def write_workspace(
-    workspace: Path, runs: Sequence[FakeRun], not_run: Sequence[FakeRun] = (), unnamed: Sequence[FakeRun] = ()
+    workspace: Path,
+    runs: Sequence[FakeRun],
+    not_run: Sequence[FakeRun] = (),
+    unnamed: Sequence[FakeRun] = (),
+    ablations: Sequence[FakeRun] = (),
 ) -> Path:
     """params.yaml, plans/, reports/runs/ and reports/data/ of a workspace.
 
@@ -70,7 +74,7 @@ def write_workspace(
     """
     tree = YAML().load(REPOSITORY / "params.yaml")
     tree["models"] |= TINY_MODELS
-    tree["ablations"] = {}
+    tree["ablations"] = {run.key: {"model": run.model, "seed": run.seed} for run in ablations}
     workspace.mkdir(parents=True, exist_ok=True)
     _write_params(tree, (*runs, *not_run, *unnamed), workspace)
     every = params.load(workspace / "params.yaml")
@@ -79,7 +83,9 @@ def write_workspace(
         path.parent.mkdir(exist_ok=True)
         path.write_text(plan_of(every, model).to_json(), encoding="utf-8")
     for run in (*runs, *unnamed):
-        write_run(workspace, plan_of(every, run.model), run)
+        write_run(workspace / "reports" / "runs", plan_of(every, run.model), run)
+    for run in ablations:
+        write_run(workspace / "reports" / "ablations" / "runs", plan_of(every, run.model), run)
     _write_params(tree, (*runs, *not_run), workspace)
     write_data_card(workspace / "reports" / "data")
     return workspace
@@ -100,8 +106,8 @@ def plan_of(tree: params.Params, model: str) -> Plan:
     )
 
 
-def write_run(workspace: Path, plan: Plan, run: FakeRun) -> None:
-    folder = workspace / "reports" / "runs" / run.key
+def write_run(runs: Path, plan: Plan, run: FakeRun) -> None:
+    folder = runs / run.key
     folder.mkdir(parents=True)
     (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
     history = epochs(plan, run)

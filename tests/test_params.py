@@ -91,6 +91,17 @@ ablations:
   net-2:
     model: net
     seed: 2
+ablation_groups:
+  depth:
+    question: deeper?
+    source: a note
+    baseline: net
+    variants: [net]
+verdicts:
+  margin_points: 0.2
+  wide_margin_points: 0.9
+  alpha: 0.04
+  power: 0.7
 """
 RENAMED_TOP = COMPLETE.replace("\nrecipes:", "\nrecipies:")
 
@@ -353,7 +364,7 @@ def test_an_architecture_that_does_not_exist_is_refused(file, family, depth, oth
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
-        ("", 1, "expected the sections data, engine, recipes, models, runs, ablations"),
+        ("", 1, "expected the sections data, engine, recipes, models, runs, ablations, ablation_groups, verdicts"),
         ("- 1\n", 1, "expected the sections"),
         ("data: [\nengine: 3\n", 3, "expected ',' or ']'"),
         ("data:\n\tengine: 3\n", 2, r"found character '\t'"),

@@ -89,6 +89,21 @@ class TestDemo:
     def test_nothing_is_stale_afterwards(self, demo: Path) -> None:
         assert "up to date" in _run(demo, "dvc", "status")
 
+    def test_ablations_run_only_when_named(self, demo: Path) -> None:
+        """`report` must not lead to them, and they must not lead to the rows of the table."""
+        main, ablations = (
+            _run(demo, "dvc", "repro", "--dry", "--force", *what) for what in ((), ("ablations/dvc.yaml",))
+        )
+        assert "evaluate@resnet8-1" in main
+        assert "resnet8_option_b" not in main
+        assert "evaluate@resnet8_option_b-1" in ablations
+        assert "train@resnet8-1" not in ablations
+
+    def test_ablations_have_their_page(self, demo: Path) -> None:
+        page = (demo / "reports/ablations/README.md").read_text()
+        line = next(line for line in page.splitlines() if "`resnet8_option_b`" in line)
+        assert re.search(r"\d+\.\d\d \(2\)", line), line
+
     def test_seeds_of_one_model_differ_and_share_their_plan(self, demo: Path) -> None:
         one, two = (RunEvidence.read(demo / "reports" / "runs" / f"resnet8-{seed}") for seed in (1, 2))
         assert one.provenance.plan_sha256 == two.provenance.plan_sha256
@@ -102,7 +117,7 @@ from pathlib import Path
 from resnet_repro.tracking import connect
 store = connect(Path())
 runs = {}
-for run in store.client.search_runs([store.experiment_id], max_results=1000):
+for run in store.client.search_runs([store.experiment_id], "tags.stage = 'train'", max_results=1000):
     points = {k: sorted([p.step, p.timestamp, p.value] for p in store.client.get_metric_history(run.info.run_id, k))
               for k in run.data.metrics}
     own = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.") or k == "mlflow.note.content"}
@@ -119,9 +134,10 @@ print(json.dumps(runs))
         shutil.copytree(demo, copy, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", "__pycache__", ".cache"))
         (copy / ARCHIVE).parent.mkdir(exist_ok=True)
         said = _run(copy, "resnet-repro", "publish")
-        assert f"{len(live)} created" in said
+        assert f"{len(live) + 1} created" in said  # and the report
         assert json.loads(_run(copy, sys.executable, "-c", self.DUMP).splitlines()[-1]) == live
-        assert len(live) == len(load(demo / "params.yaml").runs)
+        planned = load(demo / "params.yaml")
+        assert len(live) == len(planned.runs) + len(planned.ablations)
         for name, status, *_, params, tags, points, digests, models in live.values():
             assert (status, models, len(digests)) == ("FINISHED", 1, 1), name
             assert params["recipe.schedule.learning_rate"] == "0.1"
@@ -156,9 +172,9 @@ class TestWhatAnEditReruns:
             "return F.cross_entropy(logits, labels),",
             "return 1.001 * F.cross_entropy(logits, labels),",
         )
-        assert _stale(workspace) == {
-            f"{stage}@{key}" for stage in ("train", "evaluate") for key in load(workspace / "params.yaml").runs
-        }
+        params = load(workspace / "params.yaml")
+        every = {f"{stage}@{key}" for stage in ("train", "evaluate") for key in (*params.runs, *params.ablations)}
+        assert _stale(workspace) == every
 
 
 class TestAnotherMachine:
@@ -166,7 +182,7 @@ class TestAnotherMachine:
 
     @pytest.fixture
     def clone(self, workspace: Path, tmp_path: Path) -> Path:
-        _git(workspace, "add", "--all", "--force", "dvc.lock", "plans", "reports")
+        _git(workspace, "add", "--all", "--force", "dvc.lock", "ablations/dvc.lock", "plans", "reports")
         identity = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
         _git(workspace, *identity, "commit", "--quiet", "--allow-empty", "--message", "evidence")
         _git(tmp_path, "clone", "--quiet", str(workspace), "clone")

@@ -213,7 +213,7 @@ def test_a_line_changed_in_the_code_is_seen(original, monkeypatch, mutate, compo
 def params_with(engine: dict[str, Any] | None = None, **recipe: Any) -> Params:
     entry = ModelParams(architecture=RESNET, recipe="he2015", engine=engine or {})
     recipes = {"he2015": HE2015.model_copy(update=recipe)}
-    return Params(data=PARAMS.data, recipes=recipes, models={"tiny": entry}, runs={})
+    return Params(data=PARAMS.data, recipes=recipes, models={"tiny": entry}, runs={}, verdicts=PARAMS.verdicts)
 
 
 def test_neither_the_engine_nor_the_wording_changes_the_fingerprint(original):

@@ -123,6 +123,19 @@ class CheckpointStore:
             yield
 
 
+def state_of(run_folder: Path) -> str:
+    """In words, what the checkpoints of a run say: `waits`, `runs, at step N`, `interrupted at step N`."""
+    steps = [int(path.stem.removeprefix("step-")) for path in run_folder.glob("*/step-*.safetensors")]
+    at = f"at step {max(steps):,}" if steps else "before its first checkpoint"
+    if (lock := run_folder / "lock").is_file():
+        with lock.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return f"runs, {at}"
+    return f"interrupted {at}" if steps else "waits"
+
+
 def read(path: Path, identity: dict[str, Any]) -> Checkpoint:
     """Read and verify one checkpoint.
 

@@ -52,6 +52,21 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
 
 
 @app.command()
+def report(partial: Annotated[bool, typer.Option(help="although runs are missing")] = False) -> None:
+    """Write the report from the evidence that is here; with --partial also say which runs go on or wait."""
+    from resnet_repro.checkpoint import state_of
+    from resnet_repro.reporting import write_report
+
+    root = Path()
+    missing = [key for key in load(root / "params.yaml").runs if not (root / "reports/runs" / key).is_dir()]
+    if missing and not partial:
+        raise ReproError(f"{len(missing)} runs are missing, {missing[0]} first: `make repro`, or report --partial")
+    states = {key: state_of(root / "checkpoints" / key) for key in missing}
+    write_report(root, root / "reports", states)
+    print(f"reports/README.md is written; {len(missing)} runs are missing")
+
+
+@app.command()
 def readme() -> None:
     """Bring the table in README.md up to date."""
     from resnet_repro.reporting.write import update_readme
@@ -65,6 +80,34 @@ def demo() -> None:
     from resnet_repro.demo import run_demo
 
     run_demo(Path())
+
+
+@app.command()
+def audit(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="collections, or single nets as COLLECTION/NET; all if left out")
+    ] = None,
+    files: Annotated[
+        Path | None, typer.Option(help="take the files from this folder, as COLLECTION/FILE, and download nothing")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="a table of your own, of the form of published_weights.yaml")
+    ] = None,
+) -> None:
+    """Evaluate other people's published weights on the test images, beside what is claimed of them.
+
+    All of the project's own table also goes into reports/audit.md and reports/audit.json.
+    """
+    from rich.console import Console
+
+    from resnet_repro import audit as module
+    from resnet_repro.data.arrays import load_arrays
+
+    entries = module.entries_of(module.load_table(table or module.TABLE), names or ())
+    audited = module.audit(entries, module.CACHE, load_arrays(Path("data/cifar10")), files)
+    module.show(audited, Console(width=max(Console().width, 120)))
+    if not names and table is None:
+        module.write_report(audited, Path("reports"))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from resnet_repro.errors import ReproError
 
 FOLDER = Path(".demo")
 ARCHIVE = Path(".cache/digits.tar.gz")
-OWN = ("params.yaml", "dvc.lock", "plans/", "reports/")
+OWN = ("params.yaml", "dvc.lock", "ablations/dvc.lock", "plans/", "reports/")
 """What the demo has of its own, and so does not take from the working tree."""
 
 
@@ -46,7 +46,9 @@ def run_demo(root: Path) -> None:
         yaml.dump(params, file)
     _commit(demo)
     environment = demo_environment(archive)
-    if subprocess.run(["dvc", "repro"], cwd=demo, env=environment, check=False).returncode:
+    if subprocess.run(
+        ["dvc", "repro", "dvc.yaml", "ablations/dvc.yaml"], cwd=demo, env=environment, check=False
+    ).returncode:
         raise DemoError(f"`dvc repro` failed in {FOLDER}; what it said stands above")
     show(demo)
 

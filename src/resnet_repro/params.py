@@ -5,7 +5,6 @@ option. A plan (`resnet_repro.plan`) leaves neutral values out, so an option tha
 a neutral default, changes no plan of a model that does not use it.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -16,6 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
 from resnet_repro.errors import ParamsError
+from resnet_repro.mistakes import Misplaced, dotted, line, message, nearest
 
 
 class Section(BaseModel):
@@ -244,6 +244,28 @@ class Run(Section):
     seed: PositiveInt
 
 
+class AblationGroup(Section):
+    """Models that differ from a baseline in one choice that the papers leave open."""
+
+    question: str
+    source: str
+    baseline: str
+    variants: Strings
+
+
+class Verdicts(Section):
+    """By what a printed number counts as reproduced. Fixed before there was a full run."""
+
+    margin_points: Rate
+    """our runs must be shown to lie within this of the printed number"""
+    wide_margin_points: Rate
+    """a second, wider margin: a-martyn's "within 1%" """
+    alpha: Fraction
+    """the chance to call a number reproduced that lies at the margin or beyond"""
+    power: Fraction
+    """the chance of a decision for which the number of seeds is planned"""
+
+
 class Params(Section):
     """The whole of `params.yaml`, with every model's recipe resolved and every run's model known."""
 
@@ -253,6 +275,10 @@ class Params(Section):
     models: dict[str, ModelParams]
     runs: dict[str, Run]
     ablations: dict[str, Run] = {}
+    """runs of `dvc repro ablations/dvc.yaml`"""
+    ablation_groups: dict[str, AblationGroup] = {}
+    """what those runs, and their baselines under `runs`, are compared for"""
+    verdicts: Verdicts
 
     @model_validator(mode="after")
     def _references(self) -> Self:
@@ -260,11 +286,14 @@ class Params(Section):
             _known(("models", name, "recipe"), model.recipe, self.recipes, "recipe")
             self.recipe_of(name)
             self.engine_of(name)
-        for group in ("runs", "ablations"):
-            for key, run in getattr(self, group).items():
-                _known((group, key, "model"), run.model, self.models, "model")
+        for section in ("runs", "ablations"):
+            for key, run in getattr(self, section).items():
+                _known((section, key, "model"), run.model, self.models, "model")
                 if key != f"{run.model}-{run.seed}":
-                    raise Misplaced((group, key), f"this run is called {run.model}-{run.seed}")
+                    raise Misplaced((section, key), f"this run is called {run.model}-{run.seed}")
+        for name, group in self.ablation_groups.items():
+            for member in (group.baseline, *group.variants):
+                _known(("ablation_groups", name), member, self.models, "model")
         if twice := set(self.runs) & set(self.ablations):
             raise Misplaced(("ablations", min(twice)), "this run stands under `runs` already")
         return self
@@ -296,8 +325,8 @@ def load(path: Path) -> Params:
     except (OSError, UnicodeDecodeError, ReaderError) as error:
         raise ParamsError(f"{path} cannot be read: {error}") from None
     except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ParamsError(f"{path}:{line}: {error.problem or error.context}") from None
+        at = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ParamsError(f"{path}:{at}: {error.problem or error.context}") from None
     if not isinstance(tree, Mapping):
         raise ParamsError(f"{path}:1: expected the sections {', '.join(Params.model_fields)}")
     try:
@@ -305,28 +334,12 @@ def load(path: Path) -> Params:
     except ValidationError as error:
         raise ParamsError("\n".join(_describe(path, tree, error))) from None
     except Misplaced as error:
-        raise ParamsError(f"{path}:{_line(tree, error.place)}: {_dotted(error.place)}: {error}") from None
-
-
-class Misplaced(Exception):  # noqa: N818 - turned into a ParamsError by `load`, which knows the lines
-    """A value that is well-formed and still wrong, with its place in the file.
-
-    Deliberately no ValueError: pydantic would wrap it and lose the place.
-    """
-
-    def __init__(self, place: tuple[str | int, ...], message: str) -> None:
-        super().__init__(message)
-        self.place = place
+        raise ParamsError(f"{path}:{line(tree, error.place)}: {dotted(error.place)}: {error}") from None
 
 
 def _known(place: tuple[str | int, ...], name: str, known: Mapping[str, object], what: str) -> None:
     if name not in known:
-        raise Misplaced(place, f"there is no {what} {name!r}{_nearest(name, known)}")
-
-
-def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+        raise Misplaced(place, f"there is no {what} {name!r}{nearest(name, known)}")
 
 
 def _changed(section: S, changes: Mapping[str, Any], place: tuple[str | int, ...]) -> S:
@@ -336,7 +349,7 @@ def _changed(section: S, changes: Mapping[str, Any], place: tuple[str | int, ...
         return type(section).model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
-        raise Misplaced((*place, *first["loc"]), _message(type(section), first)) from None
+        raise Misplaced((*place, *first["loc"]), message(type(section), first)) from None
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,51 +372,4 @@ def _plain(node: Any) -> Any:
 def _describe(path: Path, tree: Any, error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         place = tuple(item["loc"])
-        yield f"{path}:{_line(tree, place)}: {_dotted(place)}: {_message(Params, item)}"
-
-
-def _message(root: type[BaseModel], item: Any) -> str:
-    if item["type"] == "extra_forbidden":
-        *parents, key = item["loc"]
-        return f"unknown key{_nearest(str(key), _fields(root, parents))}"
-    if item["type"] == "missing":
-        return "this key is missing"
-    text = item["msg"].removeprefix("Value error, ")
-    got = item["input"]
-    shown = "" if isinstance(got, Mapping | BaseModel) else f", not {got!r}"
-    if isinstance(got, str) and item["type"].startswith(("float", "int")):
-        shown += " (a number is written without quotes, and in YAML 1e-4 as 1.0e-4)"
-    return text[0].lower() + text[1:] + ("" if item["type"] == "value_error" else shown)
-
-
-def _fields(root: type[BaseModel], parents: list[str | int]) -> list[str]:
-    """The keys allowed at a place below `root`."""
-    annotation: Any = root
-    for part in parents:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            field = annotation.model_fields.get(str(part))
-            annotation = field.annotation if field else None
-        else:  # dict[str, X]: the part is a key, X is what it holds
-            annotation = getattr(annotation, "__args__", (None,))[-1]
-        options = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)]
-        if type(None) in options:  # X | None
-            annotation = next(a for a in options if a is not type(None))
-    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return list(annotation.model_fields) if is_model else []
-
-
-def _line(tree: Any, place: tuple[str | int, ...]) -> int:
-    """The line of the deepest part of `place` that the file has, counted from 1."""
-    line = 1
-    for part in place:
-        try:
-            lc = tree.lc  # where ruamel keeps the places of a mapping's keys or a list's items
-            line = (lc.key(part) if isinstance(tree, Mapping) else lc.item(part))[0] + 1
-            tree = tree[part]
-        except (KeyError, IndexError, AttributeError, TypeError):
-            break
-    return line
-
-
-def _dotted(place: tuple[str | int, ...]) -> str:
-    return ".".join(map(str, place)) or "the file"
+        yield f"{path}:{line(tree, place)}: {dotted(place)}: {message(Params, item)}"

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_repro.models import build_model, count_layers, count_parameters
+from resnet_repro.models import build_model, count_flops, count_layers, count_parameters
 from resnet_repro.models.initialization import initialize
 from resnet_repro.models.layers import Dropout
 from resnet_repro.params import Architecture, BatchNorm, load
@@ -77,6 +78,23 @@ def test_the_paper_counts_resnet1001_without_normalisation():
     net = named("preact1001")
     norms = sum(count_parameters(module) for module in net.modules() if isinstance(module, nn.BatchNorm2d))
     assert count_parameters(net) - norms == 10_178_490
+
+
+def test_the_flops_of_resnet20s_training_step():
+    first = 32 * 32 * 16 * (9 * 3)
+    full = 32 * 32 * 16 * (9 * 16)  # a 3x3 layer; half the size with twice the channels makes as many
+    multiply_adds = first + 6 * full + 2 * (full // 2 + 5 * full) + 64 * 10
+    assert multiply_adds == 40_551_040
+    # Backward, every layer has a gradient by its weights and one by its input; but nobody asks for the images'.
+    assert count_flops(MODELS["resnet20"].architecture) == 2 * (3 * multiply_adds - first)
+
+
+@pytest.mark.parametrize("model", ["preact164", "wrn16_4_dropout", "lasagne_wide", "resnet20_statistics64"])
+def test_flops_are_the_same_on_paper_and_computed(model):
+    params = MODELS[model].architecture
+    with FlopCounterMode(display=False) as counter:
+        build_model(params).train()(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert count_flops(params, size=8) == counter.get_total_flops() / 2
 
 
 @pytest.mark.parametrize(

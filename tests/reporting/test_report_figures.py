@@ -1,23 +1,36 @@
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resnet_repro.papers import FIGURE_6_END
 from resnet_repro.reporting.figures import (
+    STYLE,
+    Effect,
+    ablation_forest,
     confusion,
     confusion_percent,
     depth_colours,
     epoch_curve,
+    error_against_depth,
+    error_against_size,
     figure6,
     figure6_rows,
     learning_curve,
+    learning_curves,
     sample_images,
+    seed_distribution,
 )
+from resnet_repro.reporting.figures.models import short_name
 from resnet_repro.reporting.load import Row, load
+from resnet_repro.statistics import describe
 from synthetic import CLASSES, FakeRun, write_workspace
 
 
@@ -130,3 +143,180 @@ def test_sample_images_keep_their_place_and_colour() -> None:
     assert (columns.min(), columns.max()) == (7 * 34, 7 * 34 + 31)
     assert set(channels) == {0}
     assert [label.get_text() for label in axes.get_xticklabels()] == list(CLASSES)
+
+
+RUNS = [
+    *(FakeRun("resnet20", seed, error) for seed, error in ((1, 8.5), (2, 8.6), (3, 8.7))),
+    FakeRun("resnet20_a_martyn", 1, 8.1),
+    FakeRun("resnet110", 1, 6.7),
+    FakeRun("plain20", 1, 9.4),
+    FakeRun("plain56", 1, 13.0),
+    FakeRun("plain110", 1, 72.0),
+    FakeRun("original164", 1, 5.9),
+    FakeRun("preact110", 1, 6.3),
+    FakeRun("preact164", 1, 5.5),
+    FakeRun("wrn16_4", 1, 5.1),
+]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    evidence = load(write_workspace(tmp_path_factory.mktemp("many"), RUNS, not_run=[FakeRun("wrn28_10")]))
+    return [row for row in evidence.full if row.runs]
+
+
+def points(axes: Axes, filled: bool = True) -> list[list[tuple[float, float]]]:
+    """(x, y) of each line with markers; hollow ones are the papers'."""
+    lines = [line for line in axes.get_lines() if line.get_marker() not in ("None", "", None)]
+    chosen = [line for line in lines if (to_hex(line.get_markerfacecolor()) != "#ffffff") == filled]
+    return [list(zip(*(map(float, data) for data in line.get_data()), strict=True)) for line in chosen]
+
+
+def texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts if text.get_text()]
+
+
+def test_depth_has_a_line_for_each_unit_and_the_papers_points(many: list[Row]) -> None:
+    (axes,) = error_against_depth(many).axes
+    plain, off_scale, residual, original, preactivation = points(axes)
+    assert plain == [(20, 9.4), (56, 13.0)]
+    assert residual == [(20, pytest.approx(8.6)), (110, 6.7)]  # the second row of that depth is another recipe's
+    assert original == [(164, 5.9)]
+    assert preactivation == [(110, 6.3), (164, 5.5)]
+    assert (off_scale, texts(axes)) == ([(110, 1)], ["plain110: 72.00"])  # at the edge
+    # He 2015, Figure 6 and Table 6; He 2016, Table 4
+    printed = [(20, 9.67), (56, 13.24), (20, 8.75), (110, 6.61), (164, 5.93), (110, 6.37), (164, 5.46)]
+    assert [point for (point,) in points(axes, filled=False)] == printed
+
+
+def test_depth_has_an_interval_where_there_are_seeds(many: list[Row]) -> None:
+    (axes,) = error_against_depth(many).axes
+    (interval,) = [line for line in axes.get_lines() if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
+    # t with 2 degrees of freedom at 97.5% is 4.303
+    assert interval.get_ydata() == pytest.approx((8.6 - 4.303 * 0.1 / 3**0.5, 8.6 + 4.303 * 0.1 / 3**0.5), abs=1e-3)
+
+
+def test_size_puts_every_model_over_parameters_and_over_flops(many: list[Row]) -> None:
+    flops = {row.model: 1e15 * (2 + index) for index, row in enumerate(many)}
+    left, right = error_against_size(many, flops).axes
+    shown = [row for row in many if row.model != "plain110"]
+    for axes, sizes in ((left, {row.model: row.plan.parameters for row in many}), (right, flops)):
+        drawn = [(x, y) for ((x, y),) in points(axes) if y != 1]
+        assert drawn == [(sizes[row.model], pytest.approx(row.test_error.mean)) for row in shown]
+        assert set(texts(axes)) == {"plain110: 72.00", *(short_name(row.name) for row in shown)}
+        assert (sizes["wrn16_4"], 5.02) in [point for (point,) in points(axes, filled=False)]
+    assert left.get_ylim() == right.get_ylim()
+
+
+def test_no_name_hides_a_point_or_another_name(many: list[Row]) -> None:
+    figure = error_against_size(many, {row.model: float(row.plan.parameters) for row in many})
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    names = [text.get_window_extent() for text in axes.texts if text.get_text() and ":" not in text.get_text()]
+    centres = axes.transData.transform([point for line in points(axes) for point in line if point[1] != 1])
+    assert not any(name.contains(*centre) for name in names for centre in centres)
+    assert not any(one.overlaps(other) for index, one in enumerate(names) for other in names[:index])
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("wrn28_10_dropout", "28-10 dropout"), ("resnet20_a_martyn", "20 a martyn"), ("lasagne_wide", "wide")],
+)
+def test_a_name_beside_a_point_leaves_out_its_family(name: str, short: str) -> None:
+    assert short_name(name) == short
+
+
+def test_seeds_shows_every_run_its_interval_and_what_is_printed(many: list[Row]) -> None:
+    (axes,) = seed_distribution([*many, Row("wrn28_10", many[-1].plan)]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [row.name for row in many]
+    runs = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [tuple(values) for values in runs] == [row.test_error.values for row in many if row.model != "plain110"]
+    (band,) = axes.patches
+    interval = describe((8.5, 8.6, 8.7)).interval
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx(interval)
+    assert texts(axes)[many.index(next(row for row in many if row.model == "plain110"))] == "72.00  (n = 1)"
+
+
+def test_seeds_fills_the_number_that_is_judged(many: list[Row]) -> None:
+    (axes,) = seed_distribution(many).axes
+    diamonds: dict[str, list[tuple[float, str]]] = {}
+    for line in axes.get_lines():
+        if line.get_marker() == "D":
+            model = many[round(line.get_ydata()[0] + 0.27)].model
+            diamonds.setdefault(model, []).append((line.get_xdata()[0], to_hex(line.get_markerfacecolor())))
+    judged, beside = "#000000", "#ffffff"
+    assert diamonds["resnet110"] == [(6.61, judged), (6.43, beside)]  # mean and best of five
+    assert diamonds["wrn16_4"] == [(5.02, judged), (5.55, beside)]
+    assert diamonds["resnet20_a_martyn"] == [(8.04, judged), (8.0, beside)]  # no paper has it: the project's own
+    assert "plain110" not in diamonds  # a bound
+
+
+def test_learning_curves_have_a_panel_a_row_on_one_scale(many: list[Row]) -> None:
+    figure = learning_curves(many)
+    assert [axes.get_title() for axes in figure.axes] == [row.name for row in many]
+    assert figure.axes[0].get_subplotspec().get_gridspec().ncols == 4
+    for axes, row in zip(figure.axes, many, strict=True):
+        training, test = curves(axes)
+        assert training.is_dashed()
+        assert test.get_linewidth() > 1.5 * training.get_linewidth()
+        assert test.get_ydata()[-1] == pytest.approx(row.test_error.mean)
+        assert axes.get_ylim() == (0, 100 if row.model == "plain110" else 30)
+    scales = [axes.yaxis.get_tick_params()["labelleft"] for axes in figure.axes]
+    assert scales == [True, False, False, False, True, True, True, False, True, False]  # the sixth has its own
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (9, (3, 3)), (10, (3, 4))])
+def test_learning_curves_fill_their_lines(many: list[Row], count: int, shape: tuple[int, int]) -> None:
+    figure = learning_curves(many[:count])
+    assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == shape
+    assert len(figure.axes) == count
+
+
+EFFECTS = [
+    Effect("shortcut", "option_b", 0.05, (-0.1, 0.2), 3),
+    Effect("crop", "five_crop", 0.2, None, 1),
+    Effect("shortcut", "option_c", -0.4, (-0.6, -0.2), 3),
+    Effect("normalisation", "none", 6.0, (5.5, 6.5), 3),
+]
+
+
+def test_forest_sorts_by_size_inside_a_group() -> None:
+    (axes,) = ablation_forest(EFFECTS, margin_points=0.3).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["shortcut", "option_c", "option_b", "crop", "five_crop", "normalisation", "none"]
+    markers = [line for line in axes.get_lines() if line.get_marker() in ("o", "<", ">")]
+    assert [line.get_xdata()[0] for line in markers] == [-0.4, 0.05, 0.2, pytest.approx(3.0)]
+    assert [line.get_ydata()[0] for line in markers] == [1, 2, 4, 6]
+    assert [line.get_marker() for line in markers] == ["o", "o", "o", ">"]  # the last is off the scale
+    assert [to_hex(line.get_markerfacecolor()) == "#ffffff" for line in markers] == [False, False, True, False]
+    assert texts(axes)[0] == "−0.40  (n = 3)"
+
+
+def test_forest_draws_intervals_zero_and_the_margin() -> None:
+    (axes,) = ablation_forest(EFFECTS, margin_points=0.3).axes
+    lines = [line for line in axes.get_lines() if line.get_marker() == "None"]
+    assert [tuple(line.get_xdata()) for line in lines[1:]] == [(-0.6, -0.2), (-0.1, 0.2), (5.5, 6.5)]
+    assert tuple(lines[0].get_xdata()) == (0, 0)
+    (band,) = axes.patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((-0.3, 0.3))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        error_against_depth,
+        lambda rows: error_against_size(rows, {row.model: float(row.plan.parameters) for row in rows}),
+        seed_distribution,
+        learning_curves,
+        lambda rows: ablation_forest(EFFECTS, 0.3),
+    ],
+    ids=["depth", "size", "seeds", "curves", "forest"],
+)
+def test_a_figure_is_the_same_bytes_again(many: list[Row], draw: Callable[[list[Row]], Figure]) -> None:
+    def svg() -> bytes:
+        buffer = BytesIO()
+        with mpl.rc_context(STYLE):
+            draw(many[:3]).savefig(buffer, format="svg", metadata={"Date": None})
+        return buffer.getvalue()
+
+    assert svg() == svg()

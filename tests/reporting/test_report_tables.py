@@ -24,7 +24,7 @@ def evidence(workspace: Path) -> Evidence:
 
 @pytest.fixture(scope="module")
 def table(evidence: Evidence) -> pd.DataFrame:
-    return comparison_table(evidence.full, Notes()).set_index("model")
+    return comparison_table(evidence.full, Notes(), evidence.params.verdicts).set_index("model")
 
 
 def test_a_row_of_three_seeds(table: pd.DataFrame) -> None:
@@ -38,6 +38,7 @@ def test_a_row_of_three_seeds(table: pd.DataFrame) -> None:
     assert row["SD"] == "0.10"
     assert row["seeds"] == "3"
     assert row["lowest epoch"] == "8.40"
+    assert row["verdict"] == "not enough runs to say"
     assert row["best-validation epoch"] == "–"
     assert row["difference to the paper"] == "-0.15"
     assert (row["precision"], row["device"]) == ("bf16", "cuda")
@@ -84,7 +85,9 @@ def test_other_numbers_of_a_paper_stand_beside_the_one_judged_against(table: pd.
 
 def test_every_letter_has_its_note(evidence: Evidence) -> None:
     notes = Notes()
-    cells = comparison_table(evidence.full, notes)[["paper", "source project"]].to_numpy().ravel()
+    cells = (
+        comparison_table(evidence.full, notes, evidence.params.verdicts)[["paper", "source project"]].to_numpy().ravel()
+    )
     lines = notes.lines()
     marks = {part.split("</sup>")[0] for cell in cells for part in cell.split("<sup>")[1:]}
     assert marks == {line.removeprefix("<sup>").split("</sup>")[0] for line in lines}
@@ -101,9 +104,10 @@ def test_more_than_26_notes_have_distinct_letters() -> None:
 
 
 def test_a_bound_is_no_number_to_differ_from(tmp_path: Path) -> None:
-    (row,) = load(write_workspace(tmp_path, [FakeRun("plain110", 1, 65.0)])).rows
+    evidence = load(write_workspace(tmp_path, [FakeRun("plain110", 1, 65.0)]))
+    (row,) = evidence.rows
     assert difference_to_paper(row) is None
-    assert comparison_table([row], Notes()).loc[0, "paper"].startswith(">60.00<sup>")
+    assert comparison_table([row], Notes(), evidence.params.verdicts).loc[0, "paper"].startswith(">60.00<sup>")
 
 
 def test_short_schedules_stand_apart_without_published_numbers(evidence: Evidence, table: pd.DataFrame) -> None:

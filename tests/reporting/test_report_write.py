@@ -5,14 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from PIL import Image
 
-from resnet_repro.reporting import write_report
+from resnet_repro.checkpoint import Checkpoint, CheckpointStore
+from resnet_repro.reporting import write_ablations, write_report
 from synthetic import REPOSITORY, FakeRun, write_workspace
+
+PAGES = ("README.md", "verdicts.md", "claims.md", "checklist.md", "models/README.md", "models/resnet20.md")
 
 
 def contents(report: Path) -> dict[str, bytes]:
-    files = [report / name for name in ("README.md", "metrics.json", "curves.csv")]
+    files = [report / name for name in (*PAGES, "metrics.json", "curves.csv")]
     return {path.name: path.read_bytes() for path in [*files, *(report / "figures").iterdir()]}
 
 
@@ -45,6 +49,10 @@ def test_every_figure_is_a_picture_in_both_formats(report: Path) -> None:
     assert names == {
         "figure6",
         "figure6_short",
+        "depth",
+        "size",
+        "seeds",
+        "curves",
         "sample_images",
         "curves_preact110",
         "confusion_resnet20",
@@ -65,9 +73,18 @@ def test_figures_carry_no_date(report: Path) -> None:
 
 
 def test_all_links_of_the_readme_lead_somewhere(report: Path) -> None:
-    links = re.findall(r"\]\(([^)]+)\)", (report / "README.md").read_text())
-    assert len(links) == 7 * 2 + 4  # figures in two formats, runs
-    assert [link for link in links if not (report / link).exists()] == []
+    write_ablations(report.parent, report / "ablations")
+    links = {page: re.findall(r"\]\(([^)]+)\)", (report / page).read_text()) for page in PAGES}
+    assert len(links["README.md"]) == 11 * 2 + 4 + 6  # figures in two formats, runs, pages
+    outside = {"../docs/assumptions.md"}
+    broken = [
+        (page, link)
+        for page, found in links.items()
+        for link in found
+        if link not in outside and not ((report / page).parent / link).exists()
+    ]
+    assert broken == []
+    assert (REPOSITORY / "docs/assumptions.md").is_file()
 
 
 def test_every_figure_is_in_the_readme(report: Path) -> None:
@@ -86,6 +103,29 @@ def test_published_numbers_stand_only_above_the_short_table(report: Path) -> Non
 def test_a_table_before_any_run(tmp_path: Path) -> None:
     write_workspace(tmp_path, [], not_run=[FakeRun("resnet20"), FakeRun("wrn16_4")])
     write_report(tmp_path, tmp_path / "reports")
-    assert (tmp_path / "reports/README.md").read_text().count("not run") == 2
+    assert (tmp_path / "reports/README.md").read_text().count("not run |") == 4  # error and verdict
     assert (tmp_path / "reports/metrics.json").read_text() == "{}\n"
     assert (tmp_path / "reports/curves.csv").read_text().startswith("model,run,seed,epoch,step,")
+
+
+def test_a_partial_report_says_what_becomes_of_the_missing_runs(tmp_path: Path) -> None:
+    runs = [FakeRun("resnet20"), FakeRun("plain20")]
+    write_workspace(tmp_path, [FakeRun("resnet20", 2)], not_run=runs)
+    store = CheckpointStore(tmp_path / "checkpoints/plain20-1", {})
+    store.save(Checkpoint({"x": torch.zeros(1)}, {}), 1234)
+    refused = _command(tmp_path, "report")
+    assert refused.returncode == 1
+    assert "2 runs are missing, resnet20-1 first" in refused.stderr
+    assert _command(tmp_path, "report", "--partial").returncode == 0
+    text = (tmp_path / "reports/README.md").read_text()
+    assert re.search(r"resnet20-1 +\| +waits", text)
+    assert re.search(r"plain20-1 +\| +interrupted at step 1,234", text)
+    with store.locked():
+        _command(tmp_path, "report", "--partial")
+    assert "runs, at step 1,234" in (tmp_path / "reports/README.md").read_text()
+
+
+def _command(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from resnet_repro.cli import main; sys.argv[0] = 'resnet-repro'; main()"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
 """What the report is made of: the committed evidence, grouped into the rows of its tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +10,10 @@ from zipfile import BadZipFile
 
 from pydantic import ValidationError
 
-from resnet_repro import params
 from resnet_repro.errors import ReproError
 from resnet_repro.evidence import Metrics, Plan, RunEvidence
+from resnet_repro.params import Params, Run
+from resnet_repro.params import load as load_params
 from resnet_repro.reporting.data_card import DataCard
 
 T = TypeVar("T")
@@ -81,9 +82,12 @@ class Sample:
 class Evidence:
     rows: tuple[Row, ...]
     """in the order in which `params.yaml` first names each model under `runs`"""
+    ablation_rows: tuple[Row, ...]
+    """the same of `ablations`; empty unless they were asked for"""
     outdated: tuple[RunEvidence, ...]
     """runs of another plan than today's; they are in no row"""
     data_card: DataCard
+    params: Params
 
     @property
     def full(self) -> tuple[Row, ...]:
@@ -99,25 +103,35 @@ class Evidence:
         return tuple(run for row in self.rows for run in row.runs)
 
 
-def load(workspace: Path) -> Evidence:
+def load(workspace: Path, ablations: bool = False) -> Evidence:
     """Read `params.yaml`, `plans/`, `reports/runs/` and `reports/data/` of a workspace.
 
-    Folders of runs that `params.yaml` does not name under `runs` are ignored.
+    Folders of runs that `params.yaml` does not name are ignored.
+
+    Args:
+        ablations: read `reports/ablations/runs/` as well.
 
     Raises:
         ParamsError: `params.yaml` is wrong.
         ReproError: a plan is missing, or a file of the evidence is missing or damaged.
     """
-    runs = params.load(workspace / "params.yaml").runs
+    tree = load_params(workspace / "params.yaml")
+    rows, outdated = _read(workspace, tree.runs, workspace / "reports" / "runs")
+    others: tuple[Row, ...] = ()
+    if ablations:
+        others, old = _read(workspace, tree.ablations, workspace / "reports" / "ablations" / "runs")
+        outdated += old
+    card = _reading(workspace / "reports" / "data", "dvc repro prepare", DataCard.read)
+    return Evidence(rows, others, outdated, card, tree)
+
+
+def _read(workspace: Path, runs: Mapping[str, Run], folder: Path) -> tuple[tuple[Row, ...], tuple[RunEvidence, ...]]:
+    """The rows of some runs, and the runs of another plan than today's."""
     plans = {model: _plan(workspace, model) for model in dict.fromkeys(run.model for run in runs.values())}
-    evidence = [_run(workspace, key, run) for key, run in runs.items() if _run_folder(workspace, key).is_dir()]
+    evidence = [_run(folder / key, run) for key, run in runs.items() if (folder / key).is_dir()]
     current = [run for run in evidence if run.plan == plans[run.plan.model]]
-    keys = {run.key for run in current}
-    return Evidence(
-        rows=tuple(row for plan in plans.values() for row in _rows(plan, current)),
-        outdated=tuple(run for run in evidence if run.key not in keys),
-        data_card=_reading(workspace / "reports" / "data", "dvc repro prepare", DataCard.read),
-    )
+    outdated = tuple(run for run in evidence if run.plan != plans[run.plan.model])
+    return tuple(row for plan in plans.values() for row in _rows(plan, current)), outdated
 
 
 def _rows(plan: Plan, evidence: list[RunEvidence]) -> list[Row]:
@@ -137,16 +151,12 @@ def _arithmetic(run: RunEvidence) -> tuple[str, str]:
     return run.provenance.precision, run.provenance.device
 
 
-def _run_folder(workspace: Path, key: str) -> Path:
-    return workspace / "reports" / "runs" / key
-
-
 def _plan(workspace: Path, model: str) -> Plan:
     return _reading(workspace / "plans" / f"{model}.json", "dvc repro plan", Plan.read)
 
 
-def _run(workspace: Path, key: str, run: params.Run) -> RunEvidence:
-    folder, mend = _run_folder(workspace, key), f"dvc repro evaluate@{key}"
+def _run(folder: Path, run: Run) -> RunEvidence:
+    mend = f"dvc repro evaluate@{folder.name}"
     evidence = _reading(folder, mend, RunEvidence.read)
     metrics: Metrics = evidence.metrics
     if (metrics.model, metrics.seed, evidence.plan.model) != (run.model, run.seed, run.model):

@@ -1,5 +1,6 @@
 """The tables of the report, as data frames of numbers' text, and the two small files for DVC."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,9 +8,13 @@ import pandas as pd
 
 from resnet_repro.evidence import RunEvidence
 from resnet_repro.papers import Published, judged_against, paper_numbers, source_project_numbers
+from resnet_repro.params import Verdicts
 from resnet_repro.reporting.load import Row, Sample
+from resnet_repro.reporting.verdicts import NONE, NOT_RUN, headline, printed
 
-NOT_RUN, NONE = "not run", "–"
+WRITTEN = "*Written by the pipeline from the committed evidence; do not edit.*"
+
+NUMBER = re.compile(rf"[>+-]?\d[\d.,]*( ± [\d.]+)?%?$|{NONE}$|{NOT_RUN}$")
 
 CURVE_COLUMNS = [
     "epoch",
@@ -39,7 +44,7 @@ class Notes:
         return [f"<sup>{_letters(index)}</sup> {text}" for index, text in enumerate(self._texts)]
 
 
-def comparison_table(rows: Sequence[Row], notes: Notes) -> pd.DataFrame:
+def comparison_table(rows: Sequence[Row], notes: Notes, settings: Verdicts) -> pd.DataFrame:
     """One row per model at full length, beside what the paper and the source project print. Errors in percent
     of the test images."""
     return pd.DataFrame(
@@ -48,7 +53,8 @@ def comparison_table(rows: Sequence[Row], notes: Notes) -> pd.DataFrame:
             "paper": _published(paper_numbers(row.model), notes),
             "source project": _published(source_project_numbers(row.model), notes),
             **_ours(row),
-            "difference to the paper": _signed(difference_to_paper(row)),
+            "difference to the paper": signed(difference_to_paper(row)),
+            "verdict": headline(row, settings),
             **_arithmetic(row),
         }
         for row in rows
@@ -96,6 +102,13 @@ def curves(rows: Iterable[Row]) -> pd.DataFrame:
     return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """A data frame of text as a Markdown table: columns of numbers right, all others left."""
+    numbers = [table[column].astype(str).str.match(NUMBER).all() for column in table.columns]
+    alignment = ["right" if is_number else "left" for is_number in numbers]
+    return str(table.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=alignment))
+
+
 def _description(row: Row) -> dict[str, str]:
     return {"model": row.model, "layers": str(row.plan.layers), "parameters": f"{row.plan.parameters:,}"}
 
@@ -105,11 +118,11 @@ def _ours(row: Row) -> dict[str, str]:
         names = ("last epoch, mean", "SD", "seeds", "lowest epoch", "best-validation epoch")
         return dict.fromkeys(names, NONE) | {"last epoch, mean": NOT_RUN, "seeds": "0"}
     return {
-        "last epoch, mean": _percent(row.test_error.mean),
-        "SD": _percent(row.test_error.std),
+        "last epoch, mean": percent(row.test_error.mean),
+        "SD": percent(row.test_error.std),
         "seeds": str(row.test_error.n),
-        "lowest epoch": _percent(row.lowest_test_error.mean),
-        "best-validation epoch": _percent(row.best_validation_test_error.mean),
+        "lowest epoch": percent(row.lowest_test_error.mean),
+        "best-validation epoch": percent(row.best_validation_test_error.mean),
     }
 
 
@@ -124,7 +137,7 @@ def _run(run: RunEvidence, label: str) -> dict[str, str]:
     return {
         "run": f"[{label}](runs/{run.key}/)",
         "seed": str(metrics.seed),
-        "test error, %": _percent(metrics.test_error_percent),
+        "test error, %": percent(metrics.test_error_percent),
         "steps": f"{metrics.steps:,}",
         "hours": f"{provenance.duration_seconds / 3600:.2f}",
         "images/s": f"{provenance.images_per_second:,.0f}",
@@ -137,13 +150,7 @@ def _run(run: RunEvidence, label: str) -> dict[str, str]:
 
 def _published(numbers: Iterable[Published], notes: Notes) -> str:
     shown = [number for number in numbers if number.role != "recorded"]
-    return "; ".join(_number(number) + notes.mark(f"{number.source}: {number.statistic}") for number in shown) or NONE
-
-
-def _number(number: Published) -> str:
-    bound = "" if number.relation == "=" else number.relation
-    spread = "" if number.std is None else f" ± {number.std:.2f}"
-    return f"{bound}{number.value:.2f}{spread}"
+    return "; ".join(printed(number) + notes.mark(f"{number.source}: {number.statistic}") for number in shown) or NONE
 
 
 def _epochs(runs: Sequence[RunEvidence]) -> str:
@@ -155,11 +162,11 @@ def _summary(sample: Sample) -> dict[str, float]:
     return {name: round(value, 4) for name, value in values.items() if value is not None}
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
 
 
-def _signed(value: float | None) -> str:
+def signed(value: float | None) -> str:
     return NONE if value is None else f"{value:+z.2f}"
 
 

@@ -1,10 +1,11 @@
-"""Write the report, from the evidence alone: `README.md`, `figures/`, `metrics.json` and `curves.csv`."""
+"""Write the report, from the evidence alone: Markdown pages, `figures/`, `metrics.json` and `curves.csv`."""
 
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,27 +13,51 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resnet_repro.evidence import write_atomically
-from resnet_repro.reporting import data_card, figures, tables
+from resnet_repro.reporting import ablations, cards, claims, data_card, figures, tables, verdicts
+from resnet_repro.reporting.claims import CLAIMS, Claim
 from resnet_repro.reporting.load import Evidence, Row, load
 
-FIGURES = "figures"
+FIGURES, MODELS = "figures", "models"
 
 
-def write_report(workspace: Path, out: Path) -> None:
+def write_report(workspace: Path, out: Path, states: Mapping[str, str] | None = None) -> None:
     """Write the report of a workspace into the folder `out`; the same evidence gives the same bytes.
 
-    `out/figures` is replaced as a whole.
+    `out/figures` and `out/models` are replaced as a whole.
+
+    Args:
+        states: what becomes of the runs that have no evidence yet, by run; None: the report does not say.
 
     Raises:
         ParamsError, ReproError: as `load`.
     """
     evidence = load(workspace)
-    _replace_figures(out / FIGURES, evidence)
+    with _replaced(out / FIGURES) as folder, mpl.rc_context(figures.STYLE):
+        for name, figure in figures_of(evidence):
+            _save(figure, folder / name)
+    with _replaced(out / MODELS) as folder:
+        for name, text in model_pages(evidence).items():
+            (folder / name).write_text(text, encoding="utf-8")
     rows = evidence.rows
     write_atomically(out / "metrics.json", (json.dumps(tables.metrics(rows), indent=1) + "\n").encode())
     curves = tables.curves(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_atomically(out / "curves.csv", curves.encode())
-    write_atomically(out / "README.md", readme(evidence).encode())
+    for name, text in pages(evidence, states).items():
+        write_atomically(out / name, text.encode())
+
+
+def write_ablations(workspace: Path, out: Path) -> None:
+    """Write the page and the figure of the ablations into the folder `out`.
+
+    Raises:
+        ParamsError, ReproError: as `load`.
+    """
+    evidence = load(workspace, ablations=True)
+    effects = ablations.effects(evidence)
+    with _replaced(out / FIGURES) as folder, mpl.rc_context(figures.STYLE):
+        if effects:
+            _save(figures.ablation_forest(effects, evidence.params.verdicts.margin_points), folder / "ablations")
+    write_atomically(out / "README.md", ablations_page(evidence).encode())
 
 
 def figures_of(evidence: Evidence) -> Iterator[tuple[str, Figure]]:
@@ -42,6 +67,12 @@ def figures_of(evidence: Evidence) -> Iterator[tuple[str, Figure]]:
         yield "figure6", figures.figure6(evidence.full)
     if figures.figure6_rows(evidence.short):
         yield "figure6_short", figures.figure6(evidence.short, full=False)
+    if measured := [row for row in evidence.full if row.runs]:
+        flops = {row.model: cards.training_flops(row, card.splits["train"].num_images) for row in evidence.full}
+        yield "depth", figures.error_against_depth(measured)
+        yield "size", figures.error_against_size(measured, flops)
+        yield "seeds", figures.seed_distribution(measured)
+        yield "curves", figures.learning_curves(measured)
     yield "sample_images", figures.sample_images(card.samples, card.classes)
     for row in _with_curve(evidence):
         yield f"curves_{slug(row)}", figures.learning_curve(row)
@@ -49,9 +80,50 @@ def figures_of(evidence: Evidence) -> Iterator[tuple[str, Figure]]:
         yield f"confusion_{slug(row)}", figures.confusion(row, card.classes)
 
 
-def readme(evidence: Evidence) -> str:
-    """The report's text, Markdown."""
-    return "\n\n".join(block.strip() for block in _blocks(evidence)) + "\n"
+def pages(evidence: Evidence, states: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The report's pages by file name, Markdown."""
+    settings = evidence.params.verdicts
+    return {
+        "README.md": "\n\n".join(block.strip() for block in _blocks(evidence, states)) + "\n",
+        "verdicts.md": _verdicts_page(evidence),
+        "claims.md": claims.claims_page(evidence.rows, settings, _claims(evidence, of_ablations=False)),
+        "checklist.md": cards.checklist(evidence),
+    }
+
+
+def ablations_page(evidence: Evidence) -> str:
+    """What the papers leave open, and the claims that ablations test, Markdown."""
+    text = (
+        "What the papers leave unsaid or the source projects ask, one choice changed at a time. Differences are "
+        "variant minus baseline, in points of test error; intervals are Welch's over the seeds. Runs: "
+        "`dvc repro ablations/dvc.yaml`."
+    )
+    table = ablations.ablation_table(evidence)
+    questions = "\n".join(f"- *{name}*: {group.question}" for name, group in evidence.params.ablation_groups.items())
+    every, tested = (*evidence.rows, *evidence.ablation_rows), _claims(evidence, of_ablations=True)
+    blocks = [
+        f"# Ablations\n\n{tables.WRITTEN}\n\n{text}",
+        tables.markdown(table) if len(table) else "None are planned.",
+        _picture("ablations", "Differences to the baselines.") if ablations.effects(evidence) else "",
+        questions,
+        claims.claims_page(every, evidence.params.verdicts, tested) if tested else "",
+    ]
+    return "\n\n".join(block.strip() for block in blocks if block) + "\n"
+
+
+def _claims(evidence: Evidence, of_ablations: bool) -> list[Claim]:
+    models = {run.model for run in evidence.params.ablations.values()}
+    return [claim for claim in CLAIMS if models.isdisjoint(claim.models) != of_ablations]
+
+
+def model_pages(evidence: Evidence) -> dict[str, str]:
+    """A card for each row with runs, and their index."""
+    rows = _with_runs(evidence)
+    index = "\n".join(f"- [{row.name}]({slug(row)}.md)" for row in rows) or "None is trained yet."
+    return {
+        "README.md": f"# Model cards\n\n{tables.WRITTEN}\n\n{index}\n",
+        **{f"{slug(row)}.md": cards.model_card(row, evidence) for row in rows},
+    }
 
 
 README_TABLE = re.compile(r"(<!-- table[^>]*-->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -61,7 +133,8 @@ def update_readme(workspace: Path) -> None:
     """Put the comparison table between the marks of the workspace's README.md."""
     path = workspace / "README.md"
     notes = tables.Notes()
-    table = markdown(tables.comparison_table(load(workspace).full, notes))
+    evidence = load(workspace)
+    table = tables.markdown(tables.comparison_table(evidence.full, notes, evidence.params.verdicts))
     legend = "<br>\n".join(notes.lines())
     text = README_TABLE.sub(
         lambda marks: f"{marks[1]}{table}\n\n{legend}\n{marks[2]}", path.read_text(encoding="utf-8")
@@ -74,12 +147,9 @@ def slug(row: Row) -> str:
     return "".join(character if character.isalnum() else "_" for character in row.name).strip("_").replace("__", "_")
 
 
-def _blocks(evidence: Evidence) -> Iterator[str]:
+def _blocks(evidence: Evidence, states: Mapping[str, str] | None) -> Iterator[str]:
     yield "# Results"
-    yield (
-        "*Written by the stage `report` from `reports/runs/`, `reports/data/`, `plans/` and `params.yaml`; "
-        "do not edit.*"
-    )
+    yield tables.WRITTEN
     yield (
         "**The question.** Three papers print test errors for CIFAR-10: He et al. 2015 (*Deep Residual "
         "Learning*), He et al. 2016 (*Identity Mappings*), Zagoruyko and Komodakis 2016 (*Wide Residual "
@@ -87,22 +157,29 @@ def _blocks(evidence: Evidence) -> Iterator[str]:
     )
     if evidence.full:
         notes = tables.Notes()
-        yield markdown(tables.comparison_table(evidence.full, notes))
+        yield tables.markdown(tables.comparison_table(evidence.full, notes, evidence.params.verdicts))
         yield _HOW_TO_READ
         yield "<br>\n".join(notes.lines())
+    yield (
+        "More: [every printed number and its verdict](verdicts.md), [the claims](claims.md), [what the papers leave "
+        "open](ablations/README.md), [model cards](models/README.md), [the checklist](checklist.md)."
+    )
+    if states:
+        yield "## Not finished"
+        yield tables.markdown(pd.DataFrame({"run": run, "state": state} for run, state in states.items()))
     if evidence.short:
         yield "## Short schedules"
         yield (
             "Trained for less than a paper's schedule, to see the pipeline work; so no published number "
             "stands beside these."
         )
-        yield markdown(tables.short_table(evidence.short))
+        yield tables.markdown(tables.short_table(evidence.short))
     yield "## Figures"
     yield from _figure_blocks(evidence)
     yield "## Runs"
     if evidence.runs or evidence.outdated:
         yield "Each link leads to a run's plan, provenance, history, metrics and predictions."
-        yield markdown(tables.run_table(evidence.runs, evidence.outdated))
+        yield tables.markdown(tables.run_table(evidence.runs, evidence.outdated))
     else:
         yield "None yet."
     if evidence.outdated:
@@ -110,9 +187,9 @@ def _blocks(evidence: Evidence) -> Iterator[str]:
     yield "## Data"
     card = evidence.data_card
     yield f"Data set `{card.sha256}`; mean and standard deviation of pixels from 0 to 1."
-    yield markdown(data_card.split_table(card))
-    yield markdown(data_card.class_table(card))
-    yield _details("Digests (sha256)", markdown(data_card.digest_table(card)))
+    yield tables.markdown(data_card.split_table(card))
+    yield tables.markdown(data_card.class_table(card))
+    yield _details("Digests (sha256)", tables.markdown(data_card.digest_table(card)))
 
 
 _HOW_TO_READ = (
@@ -121,8 +198,27 @@ _HOW_TO_READ = (
     "difference to the paper is this mean minus the paper's first number. **Lowest epoch** is the lowest "
     "test error of all epochs, so the test images chose it (what the first source project prints); "
     "**best-validation epoch** is the test error at the epoch that held-out training images chose (what "
-    "the second prints; – where none are held out). Runs of different precision or device are never averaged."
+    "the second prints; – where none are held out). The **verdict** is that of an equivalence test on the "
+    "paper's first number ([all of them](verdicts.md)). Runs of different precision or device are never averaged."
 )
+
+
+def _verdicts_page(evidence: Evidence) -> str:
+    settings = evidence.params.verdicts
+    table = verdicts.verdict_table(verdicts.verdicts(evidence.rows, settings), settings)
+    interval = f"{100 * (1 - 2 * settings.alpha):g}%"
+    text = (
+        "Every number that the papers and the source projects print for a row of the table. **Reproduced**: the "
+        f"{interval} interval of our difference lies within the margin (two one-sided tests, alpha "
+        f"{settings.alpha:g}); **not reproduced**: it lies outside; else there are **not enough runs to say**, as "
+        "always with a single one. The printed number is taken as exact, and what is compared is the printed "
+        "statistic: the best of five with the simulated best of five of ours, the lowest epoch with our lowest epoch. "
+        "The margins were fixed in `params.yaml` before there was a full run."
+    )
+    return (
+        "\n\n".join(["# Verdicts", tables.WRITTEN, text, tables.markdown(table) if len(table) else "No row yet."])
+        + "\n"
+    )
 
 
 def _figure_blocks(evidence: Evidence) -> Iterator[str]:
@@ -140,6 +236,11 @@ def _figure_blocks(evidence: Evidence) -> Iterator[str]:
             "error dashed, test error bold; several seeds as their mean in a band from the lowest to the "
             "highest.",
         )
+    if any(row.runs for row in evidence.full):
+        yield _picture("depth", "Test error against depth; hollow: as printed.")
+        yield _picture("size", "Test error against parameters and against the cost of training; hollow: as printed.")
+        yield _picture("seeds", "Every run, its row's mean with the 95% interval, and the printed numbers.")
+        yield _details("Learning curves", _picture("curves", "Training error thin, test error bold."))
     yield _picture("sample_images", "Some training and test images of each class.")
     curves = [
         _picture(f"curves_{slug(row)}", f"`{row.name}`: training loss and test error.") for row in _with_curve(evidence)
@@ -164,12 +265,6 @@ def _with_curve(evidence: Evidence) -> list[Row]:
     return [row for row in _with_runs(evidence) if row.name not in shown]
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A data frame of text as a Markdown table: the first column left, the others right."""
-    alignment = ["left", *["right"] * (len(table.columns) - 1)]
-    return str(table.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=alignment))
-
-
 def _picture(name: str, caption: str) -> str:
     return f"![{name.replace('_', ' ')}]({FIGURES}/{name}.png)\n\n{caption} ([SVG]({FIGURES}/{name}.svg))"
 
@@ -179,17 +274,20 @@ def _details(summary: str, *blocks: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
 
 
-def _replace_figures(folder: Path, evidence: Evidence) -> None:
-    """Write all figures beside the folder, then put them in its place."""
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A fresh folder to write to, which then takes the place of `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".figures.") as temporary:
-        fresh = Path(temporary) / FIGURES
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        fresh = Path(temporary) / folder.name
         fresh.mkdir()
-        with mpl.rc_context(figures.STYLE):
-            for name, figure in figures_of(evidence):
-                # neither date nor version: the same figure gives the same bytes
-                figure.savefig(fresh / f"{name}.png", metadata={"Software": None})
-                figure.savefig(fresh / f"{name}.svg", metadata={"Date": None, "Creator": None})
+        yield fresh
         if folder.exists():
             shutil.rmtree(folder)
         fresh.replace(folder)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """As PNG and SVG, with neither date nor version: the same figure gives the same bytes."""
+    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})

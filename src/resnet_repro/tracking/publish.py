@@ -1,5 +1,6 @@
 """`publish`: every run whose evidence is here stands in MLflow afterwards, whatever happened before."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from resnet_repro.tracking.store import (
 
 if TYPE_CHECKING:
     from torch.nn import Module
+
+REPORT, DIGEST = "report", "report_sha256"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def publish(workspace: Path, load_classifier: "Callable[[Path], Module] | None" 
     with _explained(uri):
         store = connect(workspace)
         closed = _close_abandoned(store)
-        for folder in sorted(path.parent for path in workspace.glob(f"reports/runs/*/{evidence.PROVENANCE}")):
+        found = (workspace.glob(f"reports/{runs}/*/{evidence.PROVENANCE}") for runs in ("runs", "ablations/runs"))
+        for folder in sorted(path.parent for paths in found for path in paths):
             try:
                 run = RunEvidence.read(folder)
             except (OSError, ValueError) as error:
@@ -89,6 +93,8 @@ def publish(workspace: Path, load_classifier: "Callable[[Path], Module] | None" 
                     except Exception as error:  # a net that does not export must not hide the other runs
                         problems.append(f"{run.key}: its model was not logged: {str(error).splitlines()[0]}")
             done["created" if synced.created else "completed" if added else "unchanged"].append(run.key)
+        if (workspace / "reports" / "README.md").is_file():
+            done[_publish_report(store, workspace / "reports")].append(REPORT)
     runs = {name: tuple(keys) for name, keys in done.items()}
     return PublishSummary(
         shown(uri),
@@ -97,6 +103,31 @@ def publish(workspace: Path, load_classifier: "Callable[[Path], Module] | None" 
         closed=tuple(closed),
         problems=tuple(problems),
     )
+
+
+def _publish_report(store: Store, reports: Path) -> str:
+    """A run that holds the report's pages and figures; replaced as a whole when one of them changed."""
+    pages = [
+        path
+        for pattern in ("*.md", "models/*.md", "figures/*.png", "ablations/*.md", "ablations/figures/*.png")
+        for path in sorted(reports.glob(pattern))
+    ]
+    digests = [f"{path.relative_to(reports)} {evidence.sha256_of(path)}" for path in pages]
+    digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    with store.locked():
+        found = store.client.search_runs([store.experiment_id], f"tags.uid = '{REPORT}'", max_results=1)
+        tags = {"uid": REPORT, "stage": REPORT}
+        run = found[0] if found else store.client.create_run(store.experiment_id, None, tags, REPORT)
+        if run.data.tags.get(DIGEST) == digest:
+            return "unchanged"
+        for path in pages:
+            folder = path.parent.relative_to(reports)
+            store.client.log_artifact(run.info.run_id, str(path), None if folder == Path() else str(folder))
+        store.client.set_tag(run.info.run_id, DIGEST, digest)
+        summary = (reports / "README.md").read_text(encoding="utf-8").partition("## Figures")[0]
+        store.client.set_tag(run.info.run_id, "mlflow.note.content", summary)
+        store.client.set_terminated(run.info.run_id, "FINISHED")
+    return "completed" if found else "created"
 
 
 def _some(names: tuple[str, ...], most: int = 8) -> str:

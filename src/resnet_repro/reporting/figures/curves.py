@@ -1,57 +1,39 @@
-"""The figures: functions of evidence that return a Matplotlib figure. Writing them is `write`'s."""
+"""Errors over the course of training."""
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from resnet_repro.papers import FIGURE_6_END
+from resnet_repro.reporting.figures.style import (
+    GUIDE,
+    PAPER_END,
+    RED,
+    TEST,
+    TRAIN,
+    WIDTH,
+    Colour,
+    Colours,
+    Style,
+    depth_colours,
+    depth_of,
+    family_of,
+    highest_on_scale,
+    mean_error,
+    paper_error,
+    title_of,
+)
 from resnet_repro.reporting.load import Row
 
-Colour = tuple[float, float, float]
-Colours = dict[int, Colour]
-Style = dict[str, Any]
-
-WIDTH = 9.0
-"""inches, shown at some 900 pixels in a README"""
-
-STYLE = {
-    **sns.axes_style("ticks"),
-    "font.family": "DejaVu Sans",  # comes with Matplotlib
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 10,
-    "legend.frameon": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.dpi": 100,
-    "savefig.dpi": 140,
-    "svg.hashsalt": "resnet-repro",  # element names that are equal at every run
-}
-
-BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, _, SKY = sns.color_palette("colorblind", 10)
-BLACK = (0.0, 0.0, 0.0)
-DEPTH_COLOURS = {20: SKY, 32: ORANGE, 44: GREEN, 56: PURPLE, 110: BLACK}
-OTHER_COLOURS = (BLUE, RED, BROWN, PINK, GREY)
 TRAIN_LOSS_COLOUR, TEST_ERROR_COLOUR = (0.45, 0.45, 0.45), RED
-TEST: Style = {"linewidth": 1.9}
-TRAIN: Style = {"linewidth": 0.9, "linestyle": (0, (3, 1.5))}
-PAPER_END: Style = {
-    "marker": "<",
-    "markersize": 6,
-    "markeredgecolor": "black",
-    "markeredgewidth": 0.5,
-    "linestyle": "none",
-}
-GUIDE: Style = {"color": "0.75", "linestyle": (0, (4, 4)), "linewidth": 0.8, "zorder": 0}
 
 FIGURE_6_PANELS = {"plain": "plain", "resnet": "residual"}
 
@@ -131,16 +113,6 @@ def _figure6_legend(rows: Sequence[Row], colours: Colours, full: bool) -> list[L
     return handles
 
 
-def depth_of(row: Row) -> int:
-    return row.plan.architecture.depth
-
-
-def depth_colours(depths: Iterable[int]) -> Colours:
-    """One colour per depth: the paper's five depths always have theirs."""
-    others = [depth for depth in sorted(set(depths)) if depth not in DEPTH_COLOURS]
-    return DEPTH_COLOURS | {depth: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, depth in enumerate(others)}
-
-
 def learning_curve(row: Row) -> Figure:
     """Training loss (left axis) and test error (right axis), as the Lasagne project draws its nets."""
     figure = Figure(figsize=(WIDTH * 0.75, 3.6), layout="constrained")
@@ -153,7 +125,7 @@ def learning_curve(row: Row) -> Figure:
     left.set_ylim(bottom=0)
     right.set_ylim(bottom=0)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set(title=_title(row), xlabel="epoch")
+    left.set(title=title_of(row), xlabel="epoch")
     left.set_ylabel("training loss (nats)", color=TRAIN_LOSS_COLOUR)
     right.set_ylabel("test error (%)", color=TEST_ERROR_COLOUR)
     right.spines["right"].set_visible(True)
@@ -162,83 +134,55 @@ def learning_curve(row: Row) -> Figure:
     return figure
 
 
-def confusion(row: Row, class_names: Sequence[str]) -> Figure:
-    """Confusion matrix, percent of each true class over all runs, and the error of each class beside it."""
-    percent = confusion_percent(row)
-    classes = np.arange(len(percent))
-    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-    matrix, bars = figure.subplots(1, 2, width_ratios=(2.2, 1), sharey=False)
-    mistakes = np.where(np.eye(len(percent), dtype=bool), np.nan, percent)  # the diagonal would outshine them
-    sns.heatmap(
-        mistakes,
-        ax=matrix,
-        cmap=sns.light_palette(BLUE, as_cmap=True),
-        vmin=0,
-        annot=np.where(percent < 0.05, "", np.char.mod("%.1f", percent)),
-        fmt="",
-        annot_kws={"fontsize": 8},
-        cbar=False,
-        xticklabels=list(class_names),
-        yticklabels=list(class_names),
-        linewidths=0.5,
-    )
-    for index in classes:
-        matrix.text(
-            index + 0.5,
-            index + 0.5,
-            f"{percent[index, index]:.1f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            fontweight="bold",
-            color="0.35",
-        )
-    matrix.set(xlabel="predicted class", ylabel="true class", title=f"{_title(row)}: % of the true class")
-    matrix.tick_params(axis="both", length=0, labelsize=9)
-    matrix.set_xticklabels(class_names, rotation=40, ha="right", rotation_mode="anchor")
-    error = 100 - percent.diagonal()
-    bars.barh(classes + 0.5, error, height=0.7, color=BLUE)
-    bars.set(
-        ylim=matrix.get_ylim(),
-        yticks=[],
-        xlabel="error (%)",
-        title=f"error by class (mean {error.mean():.2f})",
-    )
-    for index, value in zip(classes, error, strict=True):
-        bars.annotate(
-            f"{value:.1f}",
-            (float(value), index + 0.5),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
-    bars.set_xlim(0, max(float(error.max()) * 1.15, 1.0))
+def learning_curves(rows: Sequence[Row]) -> Figure:
+    """One panel a row: training error thin and dashed, test error bold, the paper's number at the right edge.
+
+    All panels have one scale, except those of nets that hardly learn. Its top is twice the highest last error, so that
+    the ends can be compared; the first epochs are cut off, as in Figure 6.
+
+    Args:
+        rows: with runs.
+    """
+    lines = math.ceil(len(rows) / 4)
+    columns = math.ceil(len(rows) / lines)
+    size = (WIDTH * min(1.0, 0.33 + 0.33 * columns), 0.7 + lines * (2.9 if columns <= 2 else 1.85))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.06))
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    highest = highest_on_scale(rows)
+    shared = 5 * math.ceil(2 * highest / 5)
+    tops = [shared if mean_error(row) <= highest else 100 for row in rows]
+    for index, (axes, row, top) in enumerate(zip(panels, rows, tops, strict=False)):
+        axes.set_ylim(0, top)
+        axes.tick_params(labelleft=index % columns == 0 or top != tops[index - 1], labelsize=9)
+        axes.set_title(row.name, fontsize=9, fontweight="bold" if len(row.name) < 26 else "normal")
+        _learning_panel(axes, row)
+    for axes in panels[len(rows) :]:
+        axes.remove()
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel("error (%)", fontsize=10)
+    figure.legend(handles=_learning_legend(rows), loc="outside upper center", ncols=3, fontsize=9)
     return figure
 
 
-def confusion_percent(row: Row) -> np.ndarray:
-    """[true class][predicted class], percent of the images of the true class, over all runs of a row."""
-    counts = np.sum([run.metrics.confusion for run in row.runs], axis=0, dtype=np.int64)
-    return np.asarray(100 * counts / counts.sum(axis=1, keepdims=True))
+def _learning_panel(axes: Axes, row: Row) -> None:
+    colour, curve = family_of(row).colour, epoch_curve(row)
+    _line(axes, curve, "train_error_percent", colour, **TRAIN)
+    _line(axes, curve, "test_error_percent", colour, **TEST)
+    if (printed := paper_error(row)) is not None:
+        axes.plot(1.02, printed, color=colour, **PAPER_END, transform=axes.get_yaxis_transform(), clip_on=False)
+    axes.set(xlim=(0, last_epoch(row)), xlabel="", ylabel="")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
 
 
-def sample_images(samples: dict[str, np.ndarray], class_names: Sequence[str]) -> Figure:
-    """Images of every class, one column a class. `samples`: {split: (classes, k, 3, 32, 32) uint8}."""
-    num_classes, count, _, height, width = next(iter(samples.values())).shape
-    count, gap = min(count, 3), 2  # images, pixels
-    figure = Figure(figsize=(WIDTH, 0.3 + 0.97 * WIDTH / num_classes * count * len(samples)), layout="compressed")
-    panels = figure.subplots(len(samples), 1, squeeze=False)[:, 0]
-    for axes, (split, images) in zip(panels, samples.items(), strict=True):
-        padded = np.pad(images[:, :count], ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap)), constant_values=255)
-        grid = padded.transpose(1, 3, 0, 4, 2).reshape(count * (height + gap), num_classes * (width + gap), 3)
-        axes.imshow(grid[:-gap, :-gap], interpolation="nearest")
-        axes.set_yticks([])
-        axes.set_ylabel(split)
-        axes.set_xticks([(width + gap) * i + width / 2 for i in range(num_classes)], class_names)
-        axes.tick_params(length=0, labeltop=axes is panels[0], labelbottom=False)
-        axes.spines[:].set_visible(False)
-    return figure
+def _learning_legend(rows: Iterable[Row]) -> list[Line2D]:
+    handles = [
+        Line2D([], [], color="0.3", label="test", **TEST),
+        Line2D([], [], color="0.3", label="training", **TRAIN),
+    ]
+    if any(paper_error(row) is not None for row in rows):
+        handles.append(Line2D([], [], color="0.8", label="paper's number", **PAPER_END))
+    return handles
 
 
 def epoch_curve(row: Row) -> pd.DataFrame:
@@ -300,7 +244,3 @@ def _top(rows: Sequence[Row]) -> float:
     columns = ["train_error_percent", "test_error_percent"]
     highest = max((float(epoch_curve(row)[columns].to_numpy().max()) for row in rows), default=10.0)
     return min(100.0, 10 * math.ceil(highest / 10))
-
-
-def _title(row: Row) -> str:
-    return row.name + (f", {len(row.runs)} seeds" if len(row.runs) > 1 else "")

@@ -1,0 +1,38 @@
+"""The figures: functions of evidence that return a Matplotlib figure. Writing them is `write`'s."""
+
+from resnet_repro.reporting.figures.curves import (
+    epoch_curve,
+    figure6,
+    figure6_rows,
+    is_in_figure6,
+    learning_curve,
+    learning_curves,
+)
+from resnet_repro.reporting.figures.images import confusion, confusion_percent, sample_images
+from resnet_repro.reporting.figures.models import (
+    Effect,
+    ablation_forest,
+    error_against_depth,
+    error_against_size,
+    seed_distribution,
+)
+from resnet_repro.reporting.figures.style import STYLE, depth_colours
+
+__all__ = [
+    "STYLE",
+    "Effect",
+    "ablation_forest",
+    "confusion",
+    "confusion_percent",
+    "depth_colours",
+    "epoch_curve",
+    "error_against_depth",
+    "error_against_size",
+    "figure6",
+    "figure6_rows",
+    "is_in_figure6",
+    "learning_curve",
+    "learning_curves",
+    "sample_images",
+    "seed_distribution",
+]
