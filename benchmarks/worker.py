@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from baseline import plain_loop
 from resnet_repro import experiment
@@ -30,7 +29,7 @@ from resnet_repro.engine import (
 )
 from resnet_repro.evaluation import batches
 from resnet_repro.evidence import Plan
-from resnet_repro.models import build_model
+from resnet_repro.models import build_model, count_flops
 from resnet_repro.params import load
 
 DATA = Path("data/cifar10")
@@ -80,15 +79,6 @@ def peak_arithmetic(engine: ResolvedEngine) -> float:
     return best
 
 
-def flops_per_image(plan: Plan) -> float:
-    """Of a training step: forward and backward."""
-    net = build_model(plan.architecture).train()
-    images = torch.randn(2, 3, 32, 32)
-    with FlopCounterMode(display=False) as counter:
-        net(images).sum().backward()
-    return counter.get_total_flops() / len(images)
-
-
 def main(variant: str, model: str, mode: str = "auto") -> None:
     params = load(Path("params.yaml"))
     plan = Plan.read(Path("plans") / f"{model}.json") if _planned(model) else _plan(params, model)
@@ -130,7 +120,7 @@ def main(variant: str, model: str, mode: str = "auto") -> None:
         parts.trainer.state()
         last["state_seconds"] = time.perf_counter() - began
         last["peak_flops_per_second"] = peak_arithmetic(engine)
-        last["flops_per_image"] = flops_per_image(plan)
+        last["flops_per_image"] = count_flops(plan.architecture)
         last["parameters"] = plan.parameters
     print(json.dumps(last), flush=True)
 

@@ -19,7 +19,7 @@ def call(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_help_lists_every_command() -> None:
     said = call(ROOT, "--help")
     assert said.returncode == 0
-    for command in ("estimate", "stale", "publish", "ui", "demo", "readme"):
+    for command in ("estimate", "stale", "publish", "ui", "report", "audit", "demo", "readme"):
         assert command in said.stdout
 
 

@@ -524,6 +524,22 @@ def test_figures_of_the_model_are_attached(workspace: Path, store: Store) -> Non
     assert [artifact.path for artifact in artifacts] == ["figures/curves_resnet20.png"]
 
 
+def test_the_report_has_a_run_of_its_own_that_follows_the_files(workspace: Path, store: Store) -> None:
+    reports = workspace / "reports"
+    (reports / "figures").mkdir(parents=True, exist_ok=True)
+    (reports / "README.md").write_text("# Results\n\n| model |\n\n## Figures\n\n![](figures/figure6.png)\n")
+    (reports / "figures" / "figure6.png").write_bytes(b"\x89PNG 1")
+    assert "report" in publish(workspace).created
+    assert "report" in publish(workspace).unchanged
+    (reports / "figures" / "figure6.png").write_bytes(b"\x89PNG 2")
+    assert "report" in publish(workspace).completed
+    run = find(store, "report")
+    assert (run.info.run_name, run.info.status) == ("report", "FINISHED")
+    assert run.data.tags["mlflow.note.content"] == "# Results\n\n| model |\n\n"
+    drawn = store.client.download_artifacts(run.info.run_id, "figures/figure6.png")
+    assert Path(drawn).read_bytes() == b"\x89PNG 2"
+
+
 def test_a_moved_store_is_refused(workspace: Path, store: Store, tmp_path: Path) -> None:
     shutil.copy(workspace / "mlflow.db", tmp_path)
     with pytest.raises(TrackingError, match="another folder"):

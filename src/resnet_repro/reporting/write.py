@@ -239,8 +239,14 @@ def _figure_blocks(evidence: Evidence) -> Iterator[str]:
     if any(row.runs for row in evidence.full):
         yield _picture("depth", "Test error against depth; hollow: as printed.")
         yield _picture("size", "Test error against parameters and against the cost of training; hollow: as printed.")
-        yield _picture("seeds", "Every run, its row's mean with the 95% interval, and the printed numbers.")
-        yield _details("Learning curves", _picture("curves", "Training error thin, test error bold."))
+        yield _picture(
+            "seeds",
+            "Every run, its row's mean with the 95% interval, and the printed numbers; right: the mean, the runs.",
+        )
+        yield _details(
+            "Learning curves",
+            _picture("curves", "Training error dashed, test error bold; triangle: the paper's number."),
+        )
     yield _picture("sample_images", "Some training and test images of each class.")
     curves = [
         _picture(f"curves_{slug(row)}", f"`{row.name}`: training loss and test error.") for row in _with_curve(evidence)
