@@ -4,19 +4,14 @@ import pytest
 from scipy import stats
 
 from resnet_repro import papers, params
-from resnet_repro.reporting.claims import (
+from resnet_repro.claims import (
     CLAIMS,
     PLAIN,
     RESIDUAL,
     TRAIN_LOSS,
-    Answer,
     Claim,
-    Finding,
     Gap,
     as_printed,
-    claims_page,
-    claims_table,
-    evaluate,
     falling,
     highest,
     lower,
@@ -25,6 +20,7 @@ from resnet_repro.reporting.claims import (
     printed,
     rising,
 )
+from resnet_repro.reporting.claims import Answer, Finding, claims_page, claims_table, evaluate
 from resnet_repro.reporting.load import Evidence, load
 from resnet_repro.statistics import Outcome, equivalence
 from synthetic import REPOSITORY, FakeRun, write_workspace

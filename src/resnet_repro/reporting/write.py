@@ -12,9 +12,9 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from resnet_repro.claims import CLAIMS, Claim
 from resnet_repro.evidence import write_atomically
 from resnet_repro.reporting import ablations, cards, claims, data_card, figures, tables, verdicts
-from resnet_repro.reporting.claims import CLAIMS, Claim
 from resnet_repro.reporting.load import Evidence, Row, load
 
 FIGURES, MODELS = "figures", "models"
