@@ -7,6 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 PORT ?= 5000
+HOST := 127.0.0.1
 MODELS ?=
 TESTS ?= tests
 
@@ -21,8 +22,8 @@ demo: .venv/ready ## the whole pipeline on small nets and bundled data, in minut
 test: .venv/ready ## the tests
 	@pytest -q -n 2 --dist loadgroup -m "not slow and not gpu" $(TESTS)
 
-test-long: .venv/ready ## the tests with their full counts
-	@pytest -q -n 2 --dist loadgroup -m "not gpu" $(TESTS)
+test-long: .venv/ready ## the tests with their full counts -> reports/reliability.md
+	@pytest -q -n 2 --dist loadgroup -m "not gpu" --full --reliability reports/reliability.md tests
 
 # --allow-missing keeps rows whose weights are not here, and takes missing data for present as well: so the data
 # comes first where something has to train.
@@ -42,8 +43,8 @@ gpu-check: .venv/ready ## the tests that need a CUDA device, then the bench
 	@pytest -q -m gpu tests
 	@$(MAKE) --no-print-directory bench
 
-ui: .venv/ready ## MLflow's UI with every run in it (DEMO=1: the demo's; PORT=5000)
-	@cd $(if $(DEMO),.demo,.) && resnet-repro ui --port $(PORT)
+ui: .venv/ready ## MLflow's UI with every run in it (DEMO=1: the demo's; PORT=5000; HOST=0.0.0.0 lets others in)
+	@cd $(if $(DEMO),.demo,.) && resnet-repro ui --host $(HOST) --port $(PORT)
 
 lock: .venv/ready ## bring plans/, reports/ and dvc.lock up to date after an edit, without training
 	@dvc repro --quiet --single-item plan

@@ -14,8 +14,8 @@ from resnet_repro.tracking import show_evidence
 
 
 def evaluate(run: str, out: str) -> None:
-    load(Path("params.yaml"))
-    metrics = experiment.evaluate(Path(run), load_arrays(Path("data/cifar10")), Path(out))
+    arrays = load_arrays(Path("data/cifar10"), load(Path("params.yaml")).data.arrays)
+    metrics = experiment.evaluate(Path(run), arrays, Path(out))
     print(f"{Path(run).name}: test error {metrics.test_error_percent:.2f}%", flush=True)
     show_evidence(Path(), Path(out))
 

@@ -20,9 +20,9 @@ DATA, CHECKPOINTS = Path("data/cifar10"), Path("checkpoints")
 
 
 def train(model: str, seed: str, out: str) -> None:
-    load(Path("params.yaml"))
+    digests = load(Path("params.yaml")).data.arrays
     plan_path = Path("plans") / f"{model}.json"
-    plan_sha256, arrays = evidence.sha256_of(plan_path), load_arrays(DATA)
+    plan_sha256, arrays = evidence.sha256_of(plan_path), load_arrays(DATA, digests)
     estimate.announce_once(Path(), print)
     view = LiveView(Path())
     with Interruption() as interruption, Progress(f"{model}-{seed}") as progress:

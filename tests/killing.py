@@ -1,31 +1,35 @@
-"""Train a small run in child processes that kill themselves with SIGKILL, each going on where the last died.
+"""Processes that die on purpose, and the small run that they train.
 
-    python tests/killing.py FOLDER FAMILY KILLS SEED
-
-prints JSON: how often each point was hit, and the SHA-256 of the weights and of the history in the end.
-Forks after torch is imported, so that fifty kills take seconds. FAMILY is a key of FAMILIES; KILLS 0 is the
-unbroken run.
+They are forked, in some hundredths of a second, from a server that has imported torch and MLflow already. What runs
+in them is a function of an importable module, and its arguments are pickled.
 """
 
 import json
+import multiprocessing
 import os
 import random
+import runpy
 import signal
+import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ruamel.yaml import YAML
 
 from resnet_repro import evidence, experiment
-from resnet_repro.data.arrays import Arrays
+from resnet_repro.data.arrays import CLASSES, Arrays, load_arrays
 from resnet_repro.evaluation import Evaluator
-from resnet_repro.evidence import Plan, sha256_of
+from resnet_repro.evidence import Plan, Provenance, sha256_of
 from resnet_repro.models import build_model
 from resnet_repro.params import Architecture, Engine, Recipe
+
+REPOSITORY = Path(__file__).parents[1]
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "plain": {"family": "plain", "depth": 8},
@@ -35,6 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 NUM_IMAGES, BATCH_SIZE, EPOCHS, SIZE = 40, 8, 12, 8
 STEPS = EPOCHS * NUM_IMAGES // BATCH_SIZE
+PLAN = "plan.json"
 POINTS = ("step", "before write", "within write", "before rename", "after rename", "evaluation")
 
 
@@ -72,11 +77,91 @@ def make_plan(family: str) -> Plan:
     )
 
 
-def make_arrays() -> Arrays:
+def make_arrays(size: int = SIZE) -> Arrays:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 10, NUM_IMAGES + 8, dtype=np.uint8)
-    images = generator.integers(0, 256, (len(labels), 3, SIZE, SIZE), dtype=np.uint8)
+    images = generator.integers(0, 256, (len(labels), 3, size, size), dtype=np.uint8)
     return Arrays(images, labels, images[:20].copy(), labels[:20].copy(), tuple(map(str, range(10))), sha256="0" * 64)
+
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+CONTEXT = multiprocessing.get_context("forkserver")
+SLOW_IMPORTS = (
+    *("resnet_repro.experiment", "resnet_repro.reporting", "torch._inductor", "matplotlib.backends.backend_agg"),
+    *("matplotlib.backends.backend_svg", "mlflow.store.tracking.sqlalchemy_store", "alembic.command", "pytest"),
+)
+CONTEXT.set_forkserver_preload(list(SLOW_IMPORTS))
+
+
+def start(log: Path, work: Callable[..., object], *arguments: object, **environment: str) -> BaseProcess:
+    """A process that calls `work`, with its output in `log`; `exitcode` is negative if a signal ended it."""
+    process = CONTEXT.Process(target=_redirected, args=(log, environment, work, arguments), daemon=True)
+    process.start()
+    return process
+
+
+def run(log: Path, work: Callable[..., object], *arguments: object, **environment: str) -> int | None:
+    """`start`, and wait for its exit code."""
+    process = start(log, work, *arguments, **environment)
+    process.join()
+    return process.exitcode
+
+
+def _redirected(log: Path, environment: dict[str, str], work: Callable[..., object], arguments: tuple[Any]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with log.open("a") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    work(*arguments)
+
+
+def run_script(workspace: Path, name: str, *arguments: str) -> None:
+    """`python pipeline/NAME.py ARGUMENTS` in a workspace."""
+    os.chdir(workspace)
+    sys.argv = [name, *arguments]
+    runpy.run_path(str(REPOSITORY / "pipeline" / f"{name}.py"), run_name="__main__")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files below it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.utime"}
+
+
+def dying(count: int, work: Callable[..., object], *arguments: object) -> None:
+    """`work`, killed before the `count`-th time that it changes a folder or opens a file to write."""
+
+    def hook(event: str, details: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event in CHANGES or (event == "open" and details[2] & (os.O_WRONLY | os.O_RDWR)):
+            count -= 1
+            if count == 0:
+                die()
+
+    sys.addaudithook(hook)
+    work(*arguments)
+
+
+def write_arrays(folder: Path) -> Arrays:
+    """The same, of CIFAR-10's size, as `prepare` would write them."""
+    arrays = make_arrays(size=32)
+    folder.mkdir(parents=True)
+    (folder / CLASSES).write_text(json.dumps(arrays.classes))
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.save(folder / f"{name}.npy", getattr(arrays, name))
+    return load_arrays(folder)
+
+
+def make_trained(workspace: Path) -> None:
+    """What `python pipeline/evaluate.py run out` needs."""
+    tree = YAML(typ="safe").load(REPOSITORY / "params.yaml")
+    del tree["data"]["arrays"]  # these are not CIFAR-10's
+    (workspace / "params.yaml").write_text(json.dumps(tree))
+    (workspace / PLAN).write_text(make_plan("resnet").to_json())
+    train(workspace, arrays=write_arrays(workspace / "data/cifar10"))
 
 
 class Silent:
@@ -93,6 +178,19 @@ class Silent:
     def stepped(self, step: int) -> None:
         if step == self.kill_at:
             die()
+
+
+class Stop:
+    """An interruption at a step."""
+
+    reason = "the test says so"
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
 
 
 def die() -> None:
@@ -121,7 +219,8 @@ def arm(point: str, count: int) -> None:
     if point == "before write":
         evidence.tempfile.mkstemp = nth_call(evidence.tempfile.mkstemp, count, before=True)  # type: ignore[attr-defined]
     elif point == "within write":  # the bytes are in the temporary file, not yet safe
-        evidence.os.fsync = nth_call(os.fsync, 2 * count - 1, before=True)  # type: ignore[attr-defined]
+        synced, counted = os.fsync, nth_call(os.fsync, count, before=True)
+        evidence.os.fsync = lambda file: (synced if stat.S_ISDIR(os.fstat(file).st_mode) else counted)(file)  # type: ignore[attr-defined]
     elif point == "before rename":
         evidence.os.replace = nth_call(os.replace, count, before=True)  # type: ignore[attr-defined]
     elif point == "after rename":
@@ -130,53 +229,50 @@ def arm(point: str, count: int) -> None:
         Evaluator.error = nth_call(Evaluator.error, 2 * count, before=False)  # type: ignore[method-assign]
 
 
-def train(folder: Path, plan: Path, arrays: Arrays, observer: Silent) -> None:
-    experiment.train(plan, 1, arrays, folder / "run", folder / "checkpoints", observer, checkpoint_seconds=0.0)
+def make_folder(folder: Path, family: str) -> Path:
+    """A folder to `train` in."""
+    folder.mkdir(parents=True)
+    (folder / PLAN).write_text(make_plan(family).to_json())
+    return folder
 
 
-def main(folder: Path, family: str, kills: int, seed: int) -> None:
-    torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = folder / "plan.json"
-    plan.write_text(make_plan(family).to_json())
-    arrays, choose, hits = make_arrays(), random.Random(seed), Counter[str]()
+def train(folder: Path, plan: Path | None = None, seed: int = 1, **options: Any) -> Provenance:
+    """Train the small run in `folder`, with a checkpoint after each epoch."""
+    options = {"observer": Silent(), "checkpoints": folder / "checkpoints", "checkpoint_seconds": 0.0} | options
+    options = {"arrays": make_arrays()} | options
+    return experiment.train(plan or folder / PLAN, seed, out=folder / "run", **options)
+
+
+def train_and_die(folder: Path, point: str, count: int) -> None:
+    arm(point, count)
+    train(folder, observer=Silent(count if point == "step" else None))
+
+
+def kill_run(folder: Path, family: str, kills: int, seed: int = 1) -> tuple[Counter[str], list[str]]:
+    """Train, killed `kills` times, each process going on where the last died.
+
+    Returns how often each point was hit, and the SHA-256 of the weights and of the history in the end.
+    """
+    make_folder(folder, family)
+    choose, hits, weights = random.Random(seed), Counter[str](), set[str]()
     while True:
-        killing = sum(hits.values()) < kills
-        point = choose.choice(POINTS)
-        count = choose.randint(1, 2)
-        progress = choose.randint(1, STEPS // 4)
-        if (pid := os.fork()) == 0:
-            step = None
-            if killing and point == "step":
-                step = _last_step(folder) + progress
-            elif killing:
-                arm(point, count)
-            with (folder / "log").open("a") as log:
-                os.dup2(log.fileno(), 1)
-            train(folder, plan, arrays, Silent(step))
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        if os.WIFSIGNALED(status):
-            assert os.WTERMSIG(status) == signal.SIGKILL
+        killing = hits.total() < kills
+        point, count = choose.choice(POINTS) if killing else "never", choose.randint(1, 2)
+        if point == "step":
+            count = _last_step(folder) + choose.randint(1, STEPS // 4)
+        exitcode = run(folder / "log", train_and_die, folder, point, count)
+        if exitcode == -signal.SIGKILL:
             hits[point] += 1
             continue
-        assert os.waitstatus_to_exitcode(status) == 0, (folder / "log").read_text()
-        if killing:  # it got to the end before it came to the point: start over, and go on killing
-            done = sha256_of(folder / "run" / evidence.WEIGHTS)
-            previous = folder / "done"
-            assert not previous.exists() or previous.read_text() == done
-            previous.write_text(done)
-            continue
-        break
-    assert not list((folder / "checkpoints" / f"{family}-1").glob("*/*.safetensors")), "left behind"
-    digests = {name: sha256_of(folder / "run" / name) for name in (evidence.WEIGHTS, evidence.HISTORY)}
-    print(json.dumps({"hits": hits, "digests": digests}))
+        assert exitcode == 0, (folder / "log").read_text()
+        weights.add(sha256_of(folder / "run" / evidence.WEIGHTS))
+        if not killing:  # else it got to the end before it came to the point: start over, and go on killing
+            break
+    assert len(weights) == 1
+    assert not list((folder / "checkpoints" / f"{family}-1").glob("*/*")), "left behind"
+    return hits, [*weights, sha256_of(folder / "run" / evidence.HISTORY)]
 
 
 def _last_step(folder: Path) -> int:
     found = sorted(folder.glob("checkpoints/*/*/step-*.safetensors"))
     return int(found[-1].stem.removeprefix("step-")) if found else 0
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -221,9 +221,9 @@ def test_a_payload_is_not_run_and_a_damaged_file_has_a_message(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: content[:-1], "bytes of the table's"),
-        (lambda content: content + b"\0", "has more than the table's"),
-        (lambda content: content[:-1] + b"\1", "has the sha256"),
+        (lambda content: content[:-1], "with the sha256"),
+        (lambda content: content + b"\0", "with the sha256"),
+        (lambda content: content[:-1] + b"\1", "with the sha256"),
         (lambda content: None, "No such file"),
     ],
 )
@@ -255,26 +255,30 @@ def published(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         server.shutdown()
 
 
-def test_a_url_is_fetched_once_and_verified_before_it_is_kept(tmp_path: Path, published: tuple[str, Path]) -> None:
+def test_a_url_is_fetched_once_and_verified_before_it_is_used(tmp_path: Path, published: tuple[str, Path]) -> None:
     url, folder = published
     content, cache = saved(foreign_state("common")), tmp_path / "cache"
     entry = entry_of(content, url=url)
-    with pytest.raises(AuditError, match=r"gives no file: 404 .* --files FOLDER"):
+    with pytest.raises(AuditError, match=r"net\.pt does not give them/net: HTTP status 404 .* --files FOLDER"):
         module.obtain(entry, cache)
-    for other in (content + b"\0", content[:-1], content[:-1] + b"\1"):
+    for other, reason in (
+        (content + b"\0", "bytes, too much for net.pt"),
+        (content[:-1], "dropped.* has changed since"),
+        (content[:-1] + b"\1", "dropped.* has changed since"),
+    ):
         (folder / "net.pt").write_bytes(other)
-        with pytest.raises(AuditError, match="has changed since"):
+        with pytest.raises(AuditError, match=reason):
             module.obtain(entry, cache)
-        assert not cache.exists()
+        assert not list(cache.rglob("net.pt"))
     (folder / "net.pt").write_bytes(content)
     assert module.obtain(entry, cache) == content
     (folder / "net.pt").unlink()
     assert module.obtain(entry, cache) == content
 
 
-def test_without_a_network_the_reason_is_short() -> None:
-    with pytest.raises(AuditError, match="Connection refused"):
-        module.obtain(entry_of(b"\0"), Path("nowhere"))
+def test_without_a_network_the_reason_is_short(tmp_path: Path) -> None:
+    with pytest.raises(AuditError, match=r"net.pt does not give them/net: .*Connection refused \(tried 1 times\)\."):
+        module.obtain(entry_of(b"\0"), tmp_path, pauses=())
 
 
 # ---- the table

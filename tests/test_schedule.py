@@ -126,6 +126,25 @@ def test_after_the_warm_up_the_rate_never_rises(data):
     assert rates[first:] == [learning_rate(without, step, epoch_steps, None) for step in range(first, 99 * unit)]
 
 
+@given(
+    st.sampled_from(["steps", "epochs"]),
+    st.lists(st.integers(1, 29), unique=True, max_size=5).map(sorted),
+    st.none() | st.integers(1, 29),
+    st.integers(1, 9),
+)
+def test_the_rate_changes_at_the_drops_and_the_end_of_the_warm_up_and_nowhere_else(unit, drops, length, epoch_steps):
+    warmup = None if length is None else Warmup(learning_rate=0.05, length=length)
+    rates = {"learning_rate": 1.0, "drops": tuple(drops), "drop_factor": 0.1, "warmup": warmup}
+    plan = Schedule(unit=unit, stop=30, **rates)
+    each = 1 if unit == "steps" else epoch_steps
+    values = [learning_rate(plan, step, epoch_steps, None) for step in range(30 * each)]
+    changes = [step for step in range(1, len(values)) if values[step] != values[step - 1]]
+    after = [drop for drop in drops if length is None or drop > length]
+    assert changes == [each * at for at in ([] if length is None else [length]) + after]
+    for drop in after:
+        assert values[each * drop] == pytest.approx(0.1 * values[each * drop - 1])
+
+
 @given(st.integers(1, 1000), st.integers(1, 200), st.sampled_from(["keep", "drop"]))
 def test_steps_of_an_epoch_are_the_data_loaders(num_images, batch_size, last):
     recipe = PARAMS.recipes["he2015"].model_copy(update={"batch_size": batch_size, "last_batch": last})

@@ -88,18 +88,61 @@ def test_verdict_is_that_of_two_one_sided_tests(values: list[float], target: flo
     assert (equivalence(values, target, margin).outcome is Outcome.REPRODUCED) == (p_value < 0.05)
 
 
-@given(ERRORS, st.integers(700, 999), st.integers(-500, 500), st.floats(0.05, 2), st.sampled_from([None, 1, 5]))
+@given(
+    ERRORS,
+    st.floats(7, 10),
+    st.floats(0.01, 100),
+    st.floats(-50, 50),
+    st.floats(0.05, 2),
+    st.sampled_from([None, 1, 5]),
+)
 @settings(max_examples=50, deadline=None)
-def test_verdict_depends_on_differences_only(
-    values: list[float], target: int, shift: int, margin: float, best_of: int | None
+def test_verdict_depends_on_no_unit_and_on_differences_only(
+    values: list[float], target: float, scale: float, shift: float, margin: float, best_of: int | None
 ) -> None:
-    there = equivalence(values, target / 100, margin, best_of=best_of)
-    moved = equivalence([value + shift / 100 for value in values], (target + shift) / 100, margin, best_of=best_of)
-    assert moved.difference == pytest.approx(there.difference, abs=1e-9)
-    assert moved.interval == pytest.approx(there.interval, abs=1e-9)
+    there = equivalence(values, target, margin, best_of=best_of)
+    changed = [scale * value + shift for value in values]
+    moved = equivalence(changed, scale * target + shift, scale * margin, best_of=best_of)
     assert there.interval is not None
-    assume(min(abs(abs(edge) - margin) for edge in there.interval) > 1e-9)
+    assert moved.difference == pytest.approx(scale * there.difference, abs=1e-6)
+    assert moved.interval == pytest.approx([scale * edge for edge in there.interval], abs=1e-6)
+    assume(min(abs(abs(edge) - margin) for edge in there.interval) > 1e-6)
     assert moved.outcome is there.outcome
+
+
+@given(ERRORS, st.floats(0.5, 0.999), st.integers(2, 5), st.floats(0.01, 100), st.floats(-50, 50))
+@settings(max_examples=50)
+def test_intervals_of_a_mean(values: list[float], confidence: float, times: int, scale: float, shift: float) -> None:
+    """Around the mean; wider where more sure; narrower for more runs of the same spread; moved with the values."""
+    assume(len(set(values)) > 1)
+    found = describe(values, confidence)
+    low, high = found.interval or (np.nan, np.nan)
+    assert low < found.mean < high
+    assert found.mean - low == pytest.approx(high - found.mean)
+    surer, more = describe(values, (1 + confidence) / 2).interval, describe(values * times, confidence).interval
+    assert np.diff(surer)[0] > high - low > np.diff(more)[0]
+    moved = describe([scale * value + shift for value in values], confidence).interval
+    assert moved == pytest.approx((scale * low + shift, scale * high + shift), abs=1e-6)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 10_000), st.floats(0.5, 0.999))
+def test_wilson_interval_is_a_share_around_the_error_and_narrows(wrong: int, images: int, confidence: float) -> None:
+    error = 100 * min(wrong, images) / images
+    low, high = wilson(error, images, confidence)
+    assert -1e-9 <= low <= error + 1e-9
+    assert error - 1e-9 <= high <= 100 + 1e-9
+    assert (100 - high, 100 - low) == pytest.approx(wilson(100 - error, images, confidence), abs=1e-9)
+    assert np.diff(wilson(error, 4 * images, confidence))[0] < high - low
+
+
+@given(st.tuples(*[st.integers(0, 60)] * 4), st.integers(0, 50))
+def test_mcnemar_takes_no_side_and_sees_only_where_the_two_differ(counts: tuple[int, ...], agree: int) -> None:
+    both, only_a, only_b, neither = counts
+    wrong_a, wrong_b = wrong_pair(both, only_a, only_b, neither)
+    p_value = mcnemar(wrong_a, wrong_b)
+    assert 0 <= p_value <= 1
+    assert p_value == pytest.approx(mcnemar(wrong_b, wrong_a))
+    assert p_value == pytest.approx(mcnemar(*wrong_pair(both + agree, only_a, only_b, neither + agree)))
 
 
 @given(ERRORS, st.floats(7, 10), st.floats(0.05, 2), st.floats(0, 2))

@@ -14,11 +14,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from resnet_repro.errors import CheckpointError, RunLockedError
-from resnet_repro.evidence import write_atomically
+from resnet_repro.evidence import make_folder, write_atomically
 
 FORMAT = 1
 GENERATIONS = 2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class CheckpointStore:
         """Write atomically and durably, then drop all but the two newest.
 
         Raises:
-            CheckpointError: the disk is full or refuses; the older checkpoints are untouched.
+            OSError: the disk is full or refuses; the older checkpoints are untouched.
         """
         metadata = {
             "format": str(FORMAT),
@@ -61,16 +62,16 @@ class CheckpointStore:
         }
         metadata["sha256"] = _digest(metadata, checkpoint.tensors)
         path = self.folder / f"step-{step:09d}.safetensors"
-        data = safetensors.torch.save(checkpoint.tensors, metadata)
-        try:
-            write_atomically(path, data)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from error
-        for old in self._files()[GENERATIONS:]:
+        write_atomically(path, safetensors.torch.save(checkpoint.tensors, metadata))
+        unfinished = self.folder.glob(".step-*")  # by those that were killed
+        for old in (*self._files()[GENERATIONS:], *unfinished):
             old.unlink()
 
-    def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None where there is none at all.
+    def load(self, use: Callable[[Checkpoint], T]) -> T | None:
+        """What `use` makes of the newest checkpoint that is whole, or None where there is none at all.
+
+        Args:
+            use: raises ValueError, KeyError or TypeError where it cannot use a checkpoint.
 
         Raises:
             CheckpointError: there are checkpoints, and all of them are damaged.
@@ -78,10 +79,13 @@ class CheckpointStore:
         problems = []
         for path in self._files():
             try:
-                return read(path, self.identity)
+                return use(read(path, self.identity))
             except CheckpointError as error:
-                problems.append(str(error))
-                print(f"{error}; trying the one before", flush=True)
+                problem = str(error)
+            except (ValueError, KeyError, TypeError) as error:
+                problem = f"{path} does not fit this run: {error!r}"
+            problems.append(problem)
+            print(f"{problem}; trying the one before", flush=True)
         if problems:
             raise CheckpointError(f"{'; '.join(problems)}. Delete {self.folder} to start over")
         return None
@@ -106,7 +110,7 @@ class CheckpointStore:
         Raises:
             RunLockedError: another process trains this run.
         """
-        self.run_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.run_folder)
         path = self.run_folder / "lock"
         with path.open("a+") as file:
             try:
@@ -142,22 +146,47 @@ def read(path: Path, identity: dict[str, Any]) -> Checkpoint:
     Raises:
         CheckpointError: not a checkpoint, damaged, or of another plan, seed, data set, engine or version.
     """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+    tensors, metadata = read_tensors(path)
     if metadata.pop("sha256", None) != _digest(metadata, tensors):
         raise CheckpointError(f"{path} is damaged: its content does not fit its digest")
-    if metadata["format"] != str(FORMAT):
-        raise CheckpointError(f"{path} has format {metadata['format']}, and this version reads {FORMAT}")
-    theirs = json.loads(metadata["identity"])
+    if (version := metadata.get("format")) != str(FORMAT):
+        raise CheckpointError(f"{path} has format {version}, and this version reads {FORMAT}")
+    try:
+        theirs, content = (json.loads(metadata[name]) for name in ("identity", "content"))
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r} in its metadata") from None
     if theirs != identity:
+        theirs = theirs if isinstance(theirs, dict) else {}
         different = sorted(k for k in identity.keys() | theirs.keys() if identity.get(k) != theirs.get(k))
         was = ", ".join(f"{key} {theirs.get(key)!r} is now {identity.get(key)!r}" for key in different)
         raise CheckpointError(f"{path} belongs to another run: {was}")
-    return Checkpoint(tensors, json.loads(metadata["content"]))
+    return Checkpoint(tensors, content)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, dict(file.metadata() or {})
+    except Exception as error:  # a damaged header raises more than safetensors' own errors
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError: names, types or shapes are not as `expected`, or a value is not finite."""
+    if differ := tensors.keys() ^ expected.keys():
+        raise ValueError(f"tensors missing or unknown: {', '.join(sorted(differ)[:3])}")
+    for name, tensor in tensors.items():
+        found, wanted = ((t.dtype, *t.shape) for t in (tensor, expected[name]))
+        if found != wanted:
+            raise ValueError(f"tensor {name} is {found}, not {wanted}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"tensor {name} has values that are not finite")
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:

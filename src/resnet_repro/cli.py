@@ -1,5 +1,6 @@
 """`resnet-repro`: what is done beside the pipeline. Run it in the repository's root."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from resnet_repro.errors import ReproError
 from resnet_repro.params import load
-from resnet_repro.stage import complain
+from resnet_repro.stage import complain, disk_explained
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,12 +44,15 @@ def publish() -> None:
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
-    """Publish, then serve MLflow's UI on this machine."""
+def ui(
+    port: Annotated[int, typer.Option()] = 5000,
+    host: Annotated[str, typer.Option(help="another address lets others in: there is no password")] = "127.0.0.1",
+) -> None:
+    """Publish, then serve MLflow's UI, for this machine only."""
     from resnet_repro.experiment import load_classifier
     from resnet_repro.tracking import serve_ui
 
-    raise typer.Exit(serve_ui(Path(), port, load_classifier))
+    raise typer.Exit(serve_ui(Path(), port, load_classifier, host))
 
 
 @app.command()
@@ -64,6 +68,17 @@ def report(partial: Annotated[bool, typer.Option(help="although runs are missing
     states = {key: state_of(root / "checkpoints" / key) for key in missing}
     write_report(root, root / "reports", states)
     print(f"reports/README.md is written; {len(missing)} runs are missing")
+
+
+@app.command()
+def doctor(mend: Annotated[bool, typer.Option("--mend", help="do what is safe, too")] = False) -> None:
+    """Find what is wrong with this workspace, and say what to do; nothing is deleted that somebody may miss."""
+    from rich.console import Console
+
+    from resnet_repro.doctor import doctor as examine
+
+    if not examine(Path(), mend, Console(width=max(Console().width, 120))):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -104,15 +119,58 @@ def audit(
     from resnet_repro.data.arrays import load_arrays
 
     entries = module.entries_of(module.load_table(table or module.TABLE), names or ())
-    audited = module.audit(entries, module.CACHE, load_arrays(Path("data/cifar10")), files)
+    audited = module.audit(
+        entries, module.CACHE, load_arrays(Path("data/cifar10"), load(Path("params.yaml")).data.arrays), files
+    )
     module.show(audited, Console(width=max(Console().width, 120)))
     if not names and table is None:
         module.write_report(audited, Path("reports"))
 
 
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="image files, or folders of them")],
+    model: Annotated[str, typer.Option(help="a model, or a run as MODEL-SEED")] = "resnet20",
+    top_k: Annotated[int, typer.Option(min=1, help="how many classes of each")] = 3,
+    form: Annotated[
+        str, typer.Option("--format", help="table, or json or csv: file, rank, class, probability, model, run")
+    ] = "table",
+    sheet: Annotated[Path | None, typer.Option(help="also draw the images with their classes, as a PNG file")] = None,
+) -> None:
+    """Say what a trained net takes images for. Any image will do: its middle square is made 32x32 pixels."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from resnet_repro import predict as module
+    from resnet_repro.experiment import load_classifier
+
+    if form not in module.WRITERS:
+        raise ReproError(f"--format is one of {', '.join(module.WRITERS)}, not {form}")
+    run = module.trained_run(Path(), model)
+    paths, others = module.find_images(images)
+    if others:
+        typer.echo(f"{others} files in the folders are no images, by their names: left out", err=True)
+    if not paths:
+        raise ReproError(f"no image files in {', '.join(map(module.shown, images))}")
+    if sheet is not None and os.path.realpath(sheet) in map(os.path.realpath, paths):
+        raise ReproError(f"{module.shown(sheet)} is one of the images: draw the contact sheet elsewhere")
+    found = module.predict(load_classifier(run), paths, module.class_names(Path()), top_k)
+    terminal = Console(stderr=True)
+    predictions = list(track(found, "", len(paths), console=terminal, disable=not terminal.is_terminal, transient=True))
+    print(module.WRITERS[form](predictions, run.name), end="")
+    problems = [one.problem for one in predictions if one.problem]
+    for problem in problems:
+        complain(problem)
+    if sheet is not None and len(problems) < len(predictions):
+        drawn = module.write_sheet(predictions, sheet)
+        typer.echo(f"{module.shown(sheet)} shows {drawn} of {len(predictions)} images", err=True)
+    raise typer.Exit(1 if problems else 0)
+
+
 def main() -> None:
     try:
-        app()
+        with disk_explained():
+            app()
     except ReproError as error:
         complain(f"resnet-repro: {error}")
         raise SystemExit(1) from None

@@ -10,7 +10,6 @@ from typing import Any
 
 import psutil
 import torch
-from ruamel.yaml import YAML
 
 from resnet_repro import schedule
 from resnet_repro.data import preprocessing
@@ -21,14 +20,14 @@ from resnet_repro.evidence import Plan, Provenance, write_json
 from resnet_repro.models import build_model
 from resnet_repro.models.classifier import to_fastest_layout
 from resnet_repro.models.initialization import initialize
-from resnet_repro.params import Params, load
+from resnet_repro.params import CIFAR10_TRAIN_IMAGES, Params, load
 from resnet_repro.plan import make_plan
 from resnet_repro.progress import duration
 from resnet_repro.training import Trainer
+from resnet_repro.workspace import LockFileError, stages_of
 
 CACHE = Path(".cache/speed.json")
 BUDGET_SECONDS = 30.0
-CIFAR10_TRAIN_IMAGES = 50_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,9 @@ class Estimate:
 def stale_runs(workspace: Path, params: Params) -> list[str]:
     """The runs that dvc.lock does not know, or knows with another plan, in the order of params.yaml."""
     lock = workspace / "dvc.lock"
-    stages: dict[str, Any] = (YAML(typ="safe").load(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
+    stages = stages_of(lock.read_bytes()) if lock.is_file() else {}
+    if isinstance(stages, LockFileError):
+        raise LockFileError(f"dvc.lock cannot be used: {stages}; `resnet-repro doctor` says what to do")
     stale = []
     for key, run in params.runs.items():
         path = workspace / "plans" / f"{run.model}.json"

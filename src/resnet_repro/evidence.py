@@ -10,10 +10,13 @@ predictions.npz      per test image: true class, predicted class, both probabili
 """
 
 import hashlib
+import io
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from resnet_repro.errors import CheckpointError
 from resnet_repro.params import Architecture, Engine, Recipe
 
 FORMAT = 1
@@ -98,6 +102,23 @@ class Provenance(Origin):
     images_per_second: float
     """median over the epochs, training only"""
     weights_sha256: str
+    files_sha256: dict[str, str] = {}
+    """of history.csv and timing.csv; empty, as the next, in files of before there was this"""
+    sha256: str = ""
+    """of this file without this value"""
+
+    def write(self, path: Path) -> None:
+        content = _json(self)
+        digest = hashlib.sha256(content).hexdigest()
+        write_atomically(path, content.replace(b'"sha256": ""', f'"sha256": "{digest}"'.encode()))
+
+    @classmethod
+    def read(cls, path: Path) -> "Provenance":
+        """Raises ValueError: it is not what `write` wrote."""
+        found = cls.model_validate_json(content := path.read_bytes())
+        if found.sha256 and hashlib.sha256(content.replace(found.sha256.encode(), b"")).hexdigest() != found.sha256:
+            raise ValueError(f"{path} does not fit its own digest")
+        return found
 
 
 class Metrics(Record):
@@ -150,9 +171,9 @@ TIMING_COLUMNS = ("seconds", "train_seconds", "images_per_second", "finished_at"
 def write_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:
     """history.csv and timing.csv."""
     table = pd.DataFrame([asdict(epoch) for epoch in epochs], columns=[f.name for f in fields(Epoch)])
-    keys = ["epoch", "step"]
-    table.drop(columns=list(TIMING_COLUMNS)).to_csv(folder / HISTORY, index=False)
-    table[[*keys, *TIMING_COLUMNS]].to_csv(folder / TIMING, index=False)
+    history, timing = table.drop(columns=list(TIMING_COLUMNS)), table[["epoch", "step", *TIMING_COLUMNS]]
+    write_atomically(folder / HISTORY, history.to_csv(index=False).encode())
+    write_atomically(folder / TIMING, timing.to_csv(index=False).encode())
 
 
 def read_history(folder: Path) -> pd.DataFrame:
@@ -165,13 +186,15 @@ def write_predictions(path: Path, labels: np.ndarray, probabilities: np.ndarray)
     """Write (N,) true classes and (N, 10) probabilities as some 50 KB per 10,000 images."""
     predicted = probabilities.argmax(axis=1)
     rows = np.arange(len(labels))
+    buffer = io.BytesIO()
     np.savez_compressed(
-        path,
+        buffer,
         label=labels.astype(np.uint8),
         predicted=predicted.astype(np.uint8),
         probability_predicted=probabilities[rows, predicted].astype(np.float16),
         probability_label=probabilities[rows, labels].astype(np.float16),
     )
+    write_atomically(path, buffer.getvalue())
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray]:
@@ -197,7 +220,7 @@ class RunEvidence:
             key=folder.name,
             folder=folder,
             plan=Plan.read(folder / PLAN),
-            provenance=Provenance.model_validate_json((folder / PROVENANCE).read_text()),
+            provenance=Provenance.read(folder / PROVENANCE),
             metrics=Metrics.model_validate_json((folder / METRICS).read_text()),
             history=read_history(folder),
         )
@@ -206,16 +229,66 @@ class RunEvidence:
         return read_predictions(self.folder / PREDICTIONS)
 
 
+def read_trained(run: Path) -> tuple[Plan, Provenance]:
+    """Plan and provenance of the folder that `train` wrote, its files held against their digests.
+
+    Raises:
+        CheckpointError: a file is missing or is not what was trained.
+    """
+    name = PROVENANCE
+    try:
+        provenance = Provenance.read(run / name)
+        digests = {WEIGHTS: provenance.weights_sha256, PLAN: provenance.plan_sha256, **provenance.files_sha256}
+        for name, digest in digests.items():
+            if sha256_of(run / name) != digest:
+                raise ValueError
+    except (FileNotFoundError, ValueError) as error:
+        state = "missing" if isinstance(error, FileNotFoundError) else "not what was trained"
+        raise CheckpointError(
+            f"{run / name} is {state}: delete {run} and train it again; if DVC brings it back as it is, "
+            "`resnet-repro doctor` finds the damage in DVC's cache"
+        ) from None
+    return Plan.read(run / PLAN), provenance
+
+
 def write_json(path: Path, record: BaseModel | dict[str, Any]) -> None:
+    write_atomically(path, _json(record))
+
+
+def _json(record: BaseModel | dict[str, Any]) -> bytes:
     content = record.model_dump(mode="json") if isinstance(record, BaseModel) else record
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A fresh folder to write to; then each file and folder in it takes the place of its namesake in `out`.
+
+    What is there stays until all that is new is written. Whoever is killed leaves only `.new`, until the next.
+    """
+    fresh = out / ".new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        for path in fresh.iterdir():
+            if path.is_dir():
+                shutil.rmtree(out / path.name, ignore_errors=True)
+            path.replace(out / path.name)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write so that a reader, or the machine after a power cut, finds the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write so that a reader, or the machine after a power cut, finds the old file or the whole new one.
+
+    Raises:
+        OSError: the disk is full or refuses; it names `path` and the bytes, which the system does not.
+    """
+    temporary: str | None = None
     try:
+        make_folder(path.parent)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -224,15 +297,29 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide it from the group  # noqa: PTH101
         os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        _sync(path.parent)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.strerror = str(path), f"{error.strerror} ({len(content):,} bytes to write)"
         raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """mkdir -p, durable: a power cut takes a new folder that its parent's fsync has not followed."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from resnet_repro import evidence
-from resnet_repro.checkpoint import Checkpoint, CheckpointStore
+from resnet_repro.checkpoint import Checkpoint, CheckpointStore, check_tensors
 from resnet_repro.data import preprocessing
 from resnet_repro.data.arrays import Arrays
 from resnet_repro.data.batches import pad, split
@@ -145,11 +145,8 @@ def train(
             print(f"{other} holds checkpoints of another plan, data set or machine: not used", flush=True)
         parts = assemble(plan, seed, arrays, engine)
         trainer, epochs, duration, sessions = parts.trainer, list[Epoch](), 0.0, 1
-        if (found := store.load()) is not None:
-            trainer.load_state(found.tensors, found.content["counters"])
-            epochs = [Epoch(**row) for row in found.content["epochs"]]
-            origin, duration = Origin(**found.content["origin"]), found.content["duration_seconds"]
-            sessions = found.content["sessions"] + 1
+        if (found := store.load(lambda checkpoint: _resume(trainer, checkpoint))) is not None:
+            epochs, origin, duration, sessions = found.epochs, found.origin, found.duration_seconds, found.sessions + 1
             print(f"{origin.key} goes on at step {trainer.step} of {trainer.total_steps}", flush=True)
         observer.started(plan, origin, epochs, trainer)
         clock = time.monotonic() - duration
@@ -197,6 +194,26 @@ def train(
     return provenance
 
 
+class _Content(evidence.Record):
+    """What a checkpoint says beside its tensors."""
+
+    counters: dict[str, int | None]
+    epochs: list[Epoch]
+    origin: Origin
+    duration_seconds: float
+    sessions: int
+
+
+def _resume(trainer: Trainer, checkpoint: Checkpoint) -> _Content:
+    """Raises ValueError, KeyError, TypeError: the checkpoint is not of a state of this trainer."""
+    content = _Content.model_validate(checkpoint.content)
+    check_tensors(checkpoint.tensors, trainer.state()[0])
+    trainer.load_state(checkpoint.tensors, content.counters)
+    if trainer.epoch != len(content.epochs):
+        raise ValueError(f"step {trainer.step} is not in epoch {len(content.epochs) + 1}")
+    return content
+
+
 def _run_epoch(parts: Assembled, interruption: Callable[[], bool], observer: Observer) -> Epoch | None:
     trainer, started = parts.trainer, time.monotonic()
     before = trainer.step
@@ -239,8 +256,7 @@ def _write_run(
     duration: float,
     sessions: int,
 ) -> Provenance:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / evidence.PLAN).write_bytes(plan_bytes)
+    evidence.write_atomically(out / evidence.PLAN, plan_bytes)
     evidence.write_epochs(out, epochs)
     classifier = Classifier(parts.trainer.net, parts.normalizer)
     classifier.save(out / evidence.WEIGHTS, {"model": origin.model, "seed": origin.seed, "plan": origin.plan_sha256})
@@ -252,25 +268,26 @@ def _write_run(
         peak_memory_bytes=peak_memory_bytes(origin.device),
         images_per_second=statistics.median(epoch.images_per_second for epoch in epochs),
         weights_sha256=evidence.sha256_of(out / evidence.WEIGHTS),
+        files_sha256={name: evidence.sha256_of(out / name) for name in (evidence.HISTORY, evidence.TIMING)},
     )
-    evidence.write_json(out / evidence.PROVENANCE, provenance)
-    return provenance
+    provenance.write(out / evidence.PROVENANCE)
+    return Provenance.read(out / evidence.PROVENANCE)
 
 
 def evaluate(run: Path, arrays: Arrays, out: Path) -> Metrics:
     """Evaluate a trained run on the test images and write what is committed of it to `out`.
 
     Raises:
-        CheckpointError: the weights are not the ones that were trained, or do not give their history's error.
+        CheckpointError: a file is not the one that was trained, or the weights do not give their history's error.
         DataError: the data is not what the run was trained on.
     """
-    plan = Plan.read(run / evidence.PLAN)
-    provenance = Provenance.model_validate_json((run / evidence.PROVENANCE).read_text())
-    if evidence.sha256_of(run / evidence.WEIGHTS) != provenance.weights_sha256:
-        raise CheckpointError(f"{run / evidence.WEIGHTS} is not what was trained: delete {run} and train it again")
+    plan, provenance = evidence.read_trained(run)
     classifier = load_classifier(run)
     if arrays.sha256 != provenance.data_sha256:
-        raise CheckpointError(f"{run} was trained on other data than data/cifar10 now holds: train it again")
+        raise CheckpointError(
+            f"{run} was trained on other data than data/cifar10 now holds: if that was not meant to change, "
+            "`resnet-repro doctor`; else train it again"
+        )
 
     # as the training evaluated: on the same kind of machine the predictions are those of its last epoch
     mode = "compiled" if provenance.mode in ("compiled", "graphed") and has_compiler() else "eager"
@@ -287,17 +304,22 @@ def evaluate(run: Path, arrays: Arrays, out: Path) -> Metrics:
     probabilities = evaluator.probabilities(batches(images, labels.to(device), normalizer)).numpy()
     metrics = _metrics(plan, provenance, evidence.read_history(run), labels.numpy(), probabilities)
 
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (evidence.PLAN, evidence.PROVENANCE, evidence.HISTORY, evidence.TIMING):
-        (out / name).write_bytes((run / name).read_bytes())
-    evidence.write_predictions(out / evidence.PREDICTIONS, labels.numpy(), probabilities)
-    evidence.write_json(out / evidence.METRICS, metrics)
+    with evidence.replacing(out) as folder:
+        for name in (evidence.PLAN, evidence.PROVENANCE, evidence.HISTORY, evidence.TIMING):
+            evidence.write_atomically(folder / name, (run / name).read_bytes())
+        evidence.write_predictions(folder / evidence.PREDICTIONS, labels.numpy(), probabilities)
+        evidence.write_json(folder / evidence.METRICS, metrics)
     return metrics
 
 
 def load_classifier(run: Path) -> Classifier:
-    """The trained net of a folder that `train` wrote, in eval mode on the CPU."""
-    return Classifier.load(run / evidence.WEIGHTS, Plan.read(run / evidence.PLAN).architecture)
+    """The trained net of a folder that `train` wrote, in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: a file of it is missing or is not what was trained.
+    """
+    plan, _ = evidence.read_trained(run)
+    return Classifier.load(run / evidence.WEIGHTS, plan.architecture)
 
 
 AGREEMENT_PERCENT = 0.2
@@ -313,7 +335,7 @@ def _metrics(
     if abs(error - last.test_error_percent) > AGREEMENT_PERCENT + 100 / len(labels):
         raise CheckpointError(
             f"{provenance.key}: the weights give {error:.2f}% test error, and their history ends with "
-            f"{last.test_error_percent:.2f}%: they do not belong together"
+            f"{last.test_error_percent:.2f}%: they do not belong together: train it again"
         )
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=int)
     np.add.at(confusion, (labels, predicted), 1)

@@ -1,8 +1,10 @@
 """When a training has to stop: a signal, or the death of the process that asked for it."""
 
 import os
+import re
 import signal
 import time
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -12,6 +14,7 @@ SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: what was asked for is not done, and asking again will go on with it"""
 CHECK_SECONDS = 1.0
+GONE = "the process that started it is gone"
 
 
 class Interruption:
@@ -26,6 +29,8 @@ class Interruption:
         self.reason: str | None = None
         self._watched = _ancestors_to_watch() if "DVC_STAGE" in os.environ else []
         self._next_check = 0.0
+        if self._watched and not _runs_python(self._watched[-1]):  # DVC died before this was asked: init stands in
+            self.reason = GONE
 
     def __enter__(self) -> Self:
         self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -41,7 +46,7 @@ class Interruption:
         if self.reason is None and self._watched and time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_SECONDS
             if not all(map(_lives, self._watched)):
-                self.reason = "the process that started it is gone"
+                self.reason = GONE
         return self.reason is not None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
@@ -56,6 +61,15 @@ def _lives(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _runs_python(process: psutil.Process) -> bool:
+    """As every DVC does, and no process that adopts orphans."""
+    try:
+        command = process.cmdline() or [process.name()]
+    except psutil.Error:
+        return False
+    return re.match("python|dvc", Path(command[0]).name, re.IGNORECASE) is not None
 
 
 def _ancestors_to_watch() -> list[psutil.Process]:

@@ -5,17 +5,17 @@ option. A plan (`resnet_repro.plan`) leaves neutral values out, so an option tha
 a neutral default, changes no plan of a model that does not use it.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.reader import ReaderError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from resnet_repro.errors import ParamsError
-from resnet_repro.mistakes import Misplaced, dotted, line, message, nearest
+from resnet_repro.mistakes import MAX_BYTES, Misplaced, NotPlain, message, nearest, plain_yaml, shown, told
+
+CIFAR10_TRAIN_IMAGES = 50_000
 
 
 class Section(BaseModel):
@@ -26,15 +26,23 @@ class Section(BaseModel):
 
 S = TypeVar("S", bound=Section)
 
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ValueError("this name becomes that of files: use letters, digits, _ and, not first, - and .")
+    return name
+
+
 # YAML has lists only; strict mode would refuse one where a tuple is meant.
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**32)]  # what `counter_hash` tells apart
 PositiveInts = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]  # no more than float32 and its square can hold
+Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Finites = Annotated[tuple[Finite, ...], Field(strict=False)]
 Rates = Annotated[tuple[Rate, ...], Field(strict=False)]
+Name = Annotated[str, AfterValidator(_file_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -73,9 +81,9 @@ class Architecture(Section):
     """
 
     family: Literal["plain", "resnet", "preact", "wide", "lasagne"]
-    depth: PositiveInt
+    depth: Annotated[int, Field(gt=0, le=100_000)]
     block: Literal["basic", "bottleneck"] = "basic"
-    widen_factor: PositiveInt = 1
+    widen_factor: Annotated[int, Field(gt=0, le=1000)] = 1
     shortcut: Literal["A", "B", "C", "reshape"] | None = None
     """He 2015 section 3.3: A zero padding, B projection where the shape changes, C projection everywhere;
     reshape moves every pixel into channels instead of dropping three of four (a-martyn's note 4).
@@ -102,6 +110,8 @@ class Architecture(Section):
             raise ValueError("a plain net has no shortcuts: leave `shortcut` out")
         if self.widen_factor != 1 and self.family not in ("wide", "lasagne"):
             raise ValueError("widen_factor is for the families wide and lasagne")
+        if self.dropout and self.family in ("plain", "resnet"):
+            raise ValueError("dropout is for the families preact, wide and lasagne")
         return self
 
     @property
@@ -149,6 +159,8 @@ class Schedule(Section):
     def _in_order(self) -> Self:
         if list(self.drops) != sorted(set(self.drops)) or (self.drops and self.drops[-1] >= self.stop):
             raise ValueError(f"drops {list(self.drops)} must rise and lie before stop {self.stop}")
+        if self.warmup is not None and self.warmup.length is not None and self.warmup.length >= self.stop:
+            raise ValueError(f"a warm-up of length {self.warmup.length} must end before stop {self.stop}")
         return self
 
 
@@ -203,7 +215,7 @@ class Recipe(Section):
     augmentation: Augmentation = Augmentation()
     held_out: Annotated[int, Field(ge=0)] = 0
     """training images held out for validation"""
-    split_seed: int = 0
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     train_error: Literal["running", "eval"] = "running"
     """running: the mean over the epoch's augmented batches in train mode; eval: a pass over the augmented
     training images in eval mode after the epoch (a-martyn)"""
@@ -214,6 +226,8 @@ class Recipe(Section):
             raise ValueError("fill `black` needs one mean per channel: preprocessing mean_std or constants")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
+        if (taken := self.batch_size + self.held_out) > CIFAR10_TRAIN_IMAGES:
+            raise ValueError(f"batch_size and held_out take {taken:,} of the {CIFAR10_TRAIN_IMAGES:,} training images")
         return self
 
 
@@ -223,9 +237,15 @@ class Engine(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     mode: Literal["auto", "eager", "compiled", "graphed"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads; 0 means all cores. Another number of threads gives other bits."""
     deterministic: bool = True
+
+    @model_validator(mode="after")
+    def _graphs_need_cuda(self) -> Self:
+        if self.mode == "graphed" and self.device in ("cpu", "mps"):
+            raise ValueError(f"mode graphed is for CUDA devices, and the device is {self.device}: use auto")
+        return self
 
 
 class ModelParams(Section):
@@ -260,10 +280,16 @@ class Verdicts(Section):
     """our runs must be shown to lie within this of the printed number"""
     wide_margin_points: Rate
     """a second, wider margin: a-martyn's "within 1%" """
-    alpha: Fraction
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
     """the chance to call a number reproduced that lies at the margin or beyond"""
-    power: Fraction
+    power: Annotated[float, Field(gt=0, lt=1)]
     """the chance of a decision for which the number of seeds is planned"""
+
+    @model_validator(mode="after")
+    def _wider(self) -> Self:
+        if self.wide_margin_points < self.margin_points:
+            raise ValueError(f"wide_margin_points must not be below margin_points {self.margin_points}")
+        return self
 
 
 class Params(Section):
@@ -272,7 +298,7 @@ class Params(Section):
     data: Data
     engine: Engine = Engine()
     recipes: dict[str, Recipe]
-    models: dict[str, ModelParams]
+    models: dict[Name, ModelParams]
     runs: dict[str, Run]
     ablations: dict[str, Run] = {}
     """runs of `dvc repro ablations/dvc.yaml`"""
@@ -284,16 +310,18 @@ class Params(Section):
     def _references(self) -> Self:
         for name, model in self.models.items():
             _known(("models", name, "recipe"), model.recipe, self.recipes, "recipe")
-            self.recipe_of(name)
+            if (size := model.architecture.batch_norm.group_size or 0) > (batch := self.recipe_of(name).batch_size):
+                place = ("models", name, "architecture", "batch_norm")
+                raise Misplaced(place, f"group_size {size} exceeds batch_size {batch}")
             self.engine_of(name)
         for section in ("runs", "ablations"):
             for key, run in getattr(self, section).items():
                 _known((section, key, "model"), run.model, self.models, "model")
                 if key != f"{run.model}-{run.seed}":
-                    raise Misplaced((section, key), f"this run is called {run.model}-{run.seed}")
+                    raise Misplaced((section, key), f"with this model and seed it is called {run.model}-{run.seed}")
         for name, group in self.ablation_groups.items():
-            for member in (group.baseline, *group.variants):
-                _known(("ablation_groups", name), member, self.models, "model")
+            for part, member in [("baseline", group.baseline), *(("variants", variant) for variant in group.variants)]:
+                _known(("ablation_groups", name, part), member, self.models, "model")
         if twice := set(self.runs) & set(self.ablations):
             raise Misplaced(("ablations", min(twice)), "this run stands under `runs` already")
         return self
@@ -319,27 +347,29 @@ def load(path: Path) -> Params:
         ParamsError: names the file, the line, what is wrong and, for an unknown name, the nearest one.
     """
     try:
-        tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ParamsError(f"there is no {path} in {Path.cwd()}: run this in the repository's root") from None
-    except (OSError, UnicodeDecodeError, ReaderError) as error:
+    except OSError as error:
         raise ParamsError(f"{path} cannot be read: {error}") from None
-    except MarkedYAMLError as error:
-        at = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ParamsError(f"{path}:{at}: {error.problem or error.context}") from None
-    if not isinstance(tree, Mapping):
-        raise ParamsError(f"{path}:1: expected the sections {', '.join(Params.model_fields)}")
     try:
-        return Params.model_validate(_plain(tree))
+        tree = plain_yaml(content)
+        if not isinstance(tree, Mapping):
+            raise NotPlain(1, f"expected the sections {', '.join(Params.model_fields)}")
+        return Params.model_validate(tree)
+    except NotPlain as error:
+        raise ParamsError(f"{path}:{error.line}: {error}") from None
     except ValidationError as error:
-        raise ParamsError("\n".join(_describe(path, tree, error))) from None
+        mistakes = [(item["loc"], message(Params, item)) for item in error.errors()]
     except Misplaced as error:
-        raise ParamsError(f"{path}:{line(tree, error.place)}: {dotted(error.place)}: {error}") from None
+        mistakes = [(error.place, str(error))]
+    raise ParamsError("\n".join(f"{path}:{line}: {said}" for line, said in told(content, mistakes)))
 
 
 def _known(place: tuple[str | int, ...], name: str, known: Mapping[str, object], what: str) -> None:
     if name not in known:
-        raise Misplaced(place, f"there is no {what} {name!r}{nearest(name, known)}")
+        raise Misplaced(place, f"there is no {what} {shown(name)}{nearest(name, known)}")
 
 
 def _changed(section: S, changes: Mapping[str, Any], place: tuple[str | int, ...]) -> S:
@@ -348,7 +378,7 @@ def _changed(section: S, changes: Mapping[str, Any], place: tuple[str | int, ...
     try:
         return type(section).model_validate(merged)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")  # then others are missing
         raise Misplaced((*place, *first["loc"]), message(type(section), first)) from None
 
 
@@ -358,18 +388,3 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def _plain(node: Any) -> Any:
-    """ruamel's commented containers and scalars as plain Python ones."""
-    if isinstance(node, Mapping):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    return next((kind(node) for kind in (bool, int, float, str) if isinstance(node, kind)), node)
-
-
-def _describe(path: Path, tree: Any, error: ValidationError) -> Iterator[str]:
-    for item in error.errors():
-        place = tuple(item["loc"])
-        yield f"{path}:{line(tree, place)}: {dotted(place)}: {message(Params, item)}"

@@ -21,7 +21,7 @@ from resnet_repro.evaluation import Evaluator, batches
 from resnet_repro.evidence import Plan
 from resnet_repro.models import build_model, count_layers, count_parameters
 from resnet_repro.models.initialization import initialize
-from resnet_repro.params import Architecture, Params, Recipe
+from resnet_repro.params import CIFAR10_TRAIN_IMAGES, Architecture, Params, Recipe
 from resnet_repro.training import Trainer
 
 NUM_IMAGES, SIZE, BATCH_SIZE, SEED = 7, 8, 2, 1  # an odd number, so that the last batch is a partial one
@@ -127,13 +127,13 @@ def _batch_lines(recipe: Recipe, padded: object) -> Iterable[str]:
 
 
 def _epochs(recipe: Recipe) -> int:
-    per_epoch = schedule.steps_per_epoch(recipe, 50_000)
-    return -(-schedule.total_steps(recipe, 50_000) // per_epoch)
+    per_epoch = schedule.steps_per_epoch(recipe, CIFAR10_TRAIN_IMAGES)
+    return -(-schedule.total_steps(recipe, CIFAR10_TRAIN_IMAGES) // per_epoch)
 
 
 def _rate_lines(recipe: Recipe) -> Iterable[str]:
     """The rate around every change, for 50,000 images; a warm-up by error lasts, or ended at step 500."""
-    plan, per_epoch = recipe.schedule, schedule.steps_per_epoch(recipe, 50_000)
+    plan, per_epoch = recipe.schedule, schedule.steps_per_epoch(recipe, CIFAR10_TRAIN_IMAGES)
     scale = 1 if plan.unit == "steps" else per_epoch
     edges = [0, *(d * scale for d in plan.drops), plan.stop * scale]
     if plan.warmup is not None and plan.warmup.length is not None:
@@ -142,7 +142,7 @@ def _rate_lines(recipe: Recipe) -> Iterable[str]:
         for edge in edges:
             for step in (edge - 1, edge, edge + 1):
                 yield f"{step} {schedule.learning_rate(plan, max(step, 0), per_epoch, warm_since):.6e}"
-    yield f"{schedule.total_steps(recipe, 50_000)}"
+    yield f"{schedule.total_steps(recipe, CIFAR10_TRAIN_IMAGES)}"
     yield f"{[schedule.warmup_ends(plan, error) for error in (79.9, 80.0, 80.1)]}"
 
 

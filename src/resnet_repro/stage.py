@@ -1,13 +1,31 @@
 """What every stage script does around its work."""
 
+import errno
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.text import Text
 
 from resnet_repro.errors import ReproError
+
+REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space there") | dict.fromkeys(
+    (errno.EROFS, errno.EACCES, errno.EPERM), "make it accessible"
+)
+
+
+@contextmanager
+def disk_explained() -> Iterator[None]:
+    """Turn a disk that is full or refuses into an error that the user can mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise ReproError(f"{where}{error.strerror}; {REMEDIES[error.errno]} and run this again") from error
 
 
 def run_stage(stage: Callable[..., None]) -> None:
@@ -26,7 +44,8 @@ def run_stage(stage: Callable[..., None]) -> None:
         complain(f"usage: python pipeline/{name}.py {parameters}\n\n{purpose}")
         sys.exit(2)
     try:
-        stage(*arguments)
+        with disk_explained():
+            stage(*arguments)
     except ReproError as error:
         complain(f"{name}: {error}")
         sys.exit(1)

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from torchvision.transforms.v2 import functional as vision
 
 from resnet_repro.data.batches import PaddedImages, epoch_order, epoch_views, pad, split
 from resnet_repro.data.preprocessing import Normalizer, fit
-from resnet_repro.params import Augmentation, Preprocessing
+from resnet_repro.params import Augmentation, Preprocessing, load
+from resnet_repro.schedule import steps_per_epoch
 
+RECIPE = load(Path(__file__).parents[2] / "params.yaml").recipes["he2015"]
 CPU = torch.device("cpu")
 SIZE = 10
 RNG = np.random.default_rng(1)
@@ -137,11 +140,57 @@ def test_crops_and_flips_are_uniform_and_independent(seed, draw):
     assert stats.chisquare(torch.bincount(first * 9 + second, minlength=81)).pvalue > 1e-3
 
 
-@given(st.integers(0, 16))
-def test_crops_stay_in_the_padded_image(padding):
-    views = epoch_views(Augmentation(padding=padding), 1, 0, 500, 128)
-    for offset in (views.row, views.column):
-        assert 0 <= int(offset.min()) <= int(offset.max()) <= 2 * padding
+@pytest.mark.parametrize("padding", [0, 1, 2, 7, 16])
+def test_every_crop_comes_and_equally_often(padding):
+    offsets = 2 * padding + 1
+    views = epoch_views(Augmentation(padding=padding), 1, 0, 50 * offsets**2, 128)
+    seen = torch.bincount(views.row * offsets + views.column)
+    assert len(seen) == offsets**2
+    assert int(seen.min()) > 0
+    assert padding == 0 or stats.chisquare(seen).pvalue > 1e-3
+
+
+AUGMENTATIONS = st.builds(
+    Augmentation,
+    padding=st.integers(0, 5),
+    fill=st.sampled_from(["zero", "reflect"]),
+    crop=st.sampled_from(["random", "five", "none"]),
+    flip=st.booleans(),
+    draw=st.sampled_from(["image", "batch"]),
+)
+
+
+@given(AUGMENTATIONS, st.sampled_from(["keep", "drop"]), st.integers(1, 60), st.integers(1, 20), st.integers(0, 9))
+def test_an_epoch_has_every_image_once_with_its_label(params, last_batch, count, batch_size, epoch):
+    """Image n is all n + 1, wherever it is not padding, and so is its label."""
+    labels = torch.arange(1, count + 1)
+    pixels = labels.to(torch.uint8)[:, None, None, None].expand(count, 3, 6, 6)
+    images = pad(params, pixels, labels, Normalizer(torch.zeros(3, 6, 6), torch.ones(3, 1, 1)))
+    views = epoch_views(params, 1, epoch, count, batch_size)
+    places = torch.arange(count).split(batch_size)
+    batches = [place for place in places if last_batch == "keep" or len(place) == batch_size]
+    recipe = RECIPE.model_copy(update={"batch_size": batch_size, "last_batch": last_batch})
+    assert len(batches) == steps_per_epoch(recipe, count)
+    seen = []
+    for place in batches:
+        index = views.index[place]
+        batch = images.take(index, views.row[place], views.column[place], views.flip[place])
+        assert torch.equal(batch.amax(dim=(1, 2, 3)).long(), images.labels[index])
+        assert set(batch.unique().tolist()) <= {0.0, *images.labels[index].tolist()}
+        seen += index.tolist()
+    assert len(seen) == len(set(seen)) == (count if last_batch == "keep" else count // batch_size * batch_size)
+    assert set(seen) <= set(range(count))
+
+
+@given(AUGMENTATIONS, st.integers(1, 2**32 - 1), st.integers(0, 10**6))
+@settings(max_examples=10)
+def test_views_do_not_depend_on_threads_or_on_what_was_drawn_before(params, seed, epoch):
+    first = epoch_views(params, seed, epoch, 5000, 64)
+    epoch_views(params, seed, epoch + 1, 5000, 64)
+    torch.set_num_threads(4)
+    again = epoch_views(params, seed, epoch, 5000, 64)
+    torch.set_num_threads(1)
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("index", "row", "column", "flip"))
 
 
 def test_five_crops_are_torchvisions():

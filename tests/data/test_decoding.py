@@ -1,15 +1,7 @@
-"""The restricted unpickler against Python's own, and against streams that Python's own would run."""
+"""The restricted unpickler against Python's own; hostile streams are in tests/faults."""
 
-import builtins
-import itertools
-import os
 import pickle
-import random
-import struct
-import subprocess
-import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,112 +81,5 @@ def test_refuses_other_classes(names: tuple[object, ...] | None):
     ],
 )
 def test_refuses_other_arrays(array: np.ndarray):
-    with pytest.raises(DataError, match=REFUSED):
+    with pytest.raises(DataError, match=r"is refused|is not called as"):
         decode_batch(pickle.dumps({"data": array, "labels": LABELS}, protocol=4))
-
-
-class Payload:
-    """Calls `function(*arguments)` when Python's own unpickler reads it."""
-
-    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return self.call
-
-
-REFUSED = r"is refused|not called as"
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_runs_nothing_that_python_runs(protocol: int, tmp_path: Path):
-    folder = tmp_path / "made"
-    content = pickle.dumps({"data": Payload(os.mkdir, str(folder)), "labels": LABELS}, protocol=protocol)
-    with pytest.raises(DataError, match=REFUSED):
-        decode_batch(content)
-    assert not folder.exists()
-    pickle.loads(content)
-    assert folder.exists()
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        Payload(os.system, "exit"),
-        Payload(subprocess.Popen, ["true"]),
-        Payload(builtins.eval, "1"),
-        Payload(builtins.getattr, "text", "upper"),
-        Payload(np.load, "x"),
-        Payload(np.ndarray, (1 << 40,)),
-        Payload(np.dtype, "O"),
-        Payload(np._core.multiarray._reconstruct, np.ndarray, (1 << 40,), b"b"),  # type: ignore[attr-defined]
-        Payload(Payload, Payload(os.system, "exit")),
-    ],
-    ids=lambda payload: getattr(payload.call[0], "__name__", "nested"),
-)
-def test_refuses_payloads_everywhere(payload: Payload):
-    for protocol, content in itertools.product(
-        range(6),
-        (
-            payload,
-            {"data": payload, "labels": LABELS},
-            {"data": PIXELS, "labels": payload},
-            {"data": PIXELS, "labels": [[(payload,)]]},
-            {payload: 1},
-        ),
-    ):
-        with pytest.raises(DataError, match=REFUSED):
-            decode_batch(pickle.dumps(content, protocol=protocol))
-
-
-BOMBS = {
-    "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",
-    "bytes": b"\x80\x03B" + struct.pack("<I", 1 << 31) + b".",
-    "bytes8": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b".",
-    "bytearray": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b".",
-    "frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b".",
-    "text": b"\x80\x02T" + struct.pack("<i", -5) + b".",
-    "dicts": b"\x80\x02" + b"}" * 1_000_000 + b".",
-    "nothings": b"\x80\x02" + b"N" * 1_000_000 + b".",
-    "nested tuples as a key": b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.",
-    "long digits": b"I" + b"9" * 3_000_000 + b"\n.",
-    "long name": b"\x80\x02c" + b"a" * 3_000_000 + b"\nb\n.",
-    "list in itself": b"\x80\x02]q\x00h\x00a.",
-    "attributes of a global": b"\x80\x02cnumpy\ndtype\nN}U\x08__call__Ns\x86b.",
-    "class of a global": b"\x80\x02cnumpy\ndtype\nN}U\x09__class__cnumpy\nndarray\ns\x86b.",
-}
-
-
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_memory_stays_in_proportion(bomb: str):
-    tracemalloc.start()
-    try:
-        with pytest.raises(DataError) as caught:
-            decode_batch(BOMBS[bomb])
-        assert tracemalloc.get_traced_memory()[1] < 100 << 20
-    finally:
-        tracemalloc.stop()
-    assert len(str(caught.value)) < 500
-
-
-def test_damaged_streams_end_in_a_clear_error_or_in_a_batch():
-    whole = pickled({"labels": [3], "data": PIXELS[:1]})
-    pixels = PIXELS[0].tobytes()
-    start = whole.index(pixels)
-    structure = [*range(start), *range(start + len(pixels), len(whole))]
-    rng = random.Random(0)
-    num_refused = 0
-    for _ in range(3000):
-        damaged = bytearray(whole)
-        for position in rng.sample(structure, rng.randint(1, 4)):
-            damaged[position] = rng.randrange(256)
-        if rng.random() < 0.2:
-            del damaged[rng.choice(structure) :]
-        try:
-            images, labels = decode_batch(bytes(damaged))
-        except DataError:
-            num_refused += 1
-            continue
-        assert images.shape == (1, 3, 32, 32)
-        assert labels.shape == (1,)
-    assert num_refused > 2000

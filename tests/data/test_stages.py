@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+
 from sources import Digits
 
 REPOSITORY = Path(__file__).parents[2]
@@ -48,16 +49,6 @@ def test_a_missing_archive_is_one_message(workspace: Path):
         "  /nowhere/cifar-10-python.tar.gz: No such file or directory",
         "Set CIFAR10_ARCHIVE to the path or URL of a copy of cifar-10-python.tar.gz, and run again",
     ]
-
-
-def test_params_are_refused_before_the_download(workspace: Path, digits: Digits):
-    path = workspace / "params.yaml"
-    path.write_text(path.read_text().replace("seed: 1", "sede: 1"))
-    done = run("fetch", "data/members", cwd=workspace, archive=str(digits.path))
-    assert done.returncode == 1
-    assert "did you mean 'seed'?" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (workspace / "data").exists()
 
 
 def test_wrong_arguments_get_the_usage(workspace: Path):

@@ -28,7 +28,7 @@ from resnet_repro.reporting.figures import (
     sample_images,
     seed_distribution,
 )
-from resnet_repro.reporting.figures.models import short_name
+from resnet_repro.reporting.figures.errors import short_name
 from resnet_repro.reporting.load import Row, load
 from resnet_repro.statistics import describe
 from synthetic import CLASSES, FakeRun, write_workspace

@@ -2,17 +2,14 @@
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import requests
 import torch
-import urllib3
 from torch import Tensor, nn
 
-from resnet_repro.audit.table import AuditError, Entry, WeightFile
-from resnet_repro.data.download import CONNECT_SECONDS, READ_SECONDS
-from resnet_repro.evidence import write_atomically
+from resnet_repro.audit.table import AuditError, Entry
+from resnet_repro.data.download import PAUSES_SECONDS, SourceError, download
 from resnet_repro.models import build_model
 from resnet_repro.models.layers import ZeroPad
 
@@ -25,46 +22,37 @@ OUTER = {
 LAYERS = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
 
 
-def obtain(entry: Entry, cache: Path, files: Path | None = None) -> bytes:
+def obtain(entry: Entry, cache: Path, files: Path | None = None, pauses: Sequence[float] = PAUSES_SECONDS) -> bytes:
     """The verified content of a file: from the folder `files`, or from its URL by way of the folder `cache`; in
-    both it lies in a folder with the collection's name.
+    both it lies in a folder with the collection's name. `pauses`: see `download`.
 
     Raises:
         AuditError: it is not there, or not the file of the table.
+        DataError, OSError: see `download`.
     """
     path = (files or cache) / entry.key / entry.file.file
-    if files is None and not path.exists():
-        content = _download(entry.url, entry.file.bytes)
-        _verify(content, entry.file, entry.url, "it has changed since it was entered in the table")
-        write_atomically(path, content)
-        return content
+    if files is None:
+        try:
+            download(entry.url, path, entry.file.bytes, pauses=pauses)
+        except SourceError as error:
+            raise AuditError(
+                f"{entry.url} does not give {entry.name}: {error}. With --files FOLDER it is taken from a folder"
+            ) from None
     try:
         with path.open("rb") as stream:
             content = stream.read(entry.file.bytes + 1)
     except OSError as error:
         raise AuditError(f"{path}: {error.strerror}. Without --files it is had from {entry.url}") from None
-    _verify(content, entry.file, str(path), f"replace it by {entry.url}, or remove it and leave --files out")
+    if (actual := hashlib.sha256(content).hexdigest()) != entry.file.sha256:
+        remedy = f"replace it by {entry.url}, or remove it and leave --files out"
+        if files is None:
+            path.unlink()
+            remedy = f"dropped; if it is the same when run again, {entry.url} has changed since it was entered"
+        raise AuditError(
+            f"{path}: {len(content):,} bytes with the sha256 {actual}, where the table has {entry.file.bytes:,} with "
+            f"{entry.file.sha256}: {remedy}"
+        )
     return content
-
-
-def _download(url: str, num_bytes: int) -> bytes:
-    """The file at `url`, or its first `num_bytes` + 1 bytes."""
-    try:
-        with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
-            response.raise_for_status()
-            return bytes(response.raw.read(num_bytes + 1, decode_content=True))
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        reason = getattr(error.args[0] if error.args else None, "reason", error)  # below the layers of wrapping
-        raise AuditError(f"{url} gives no file: {reason}. With --files FOLDER it is taken from a folder") from None
-
-
-def _verify(content: bytes, file: WeightFile, where: str, remedy: str) -> None:
-    if len(content) > file.bytes:
-        raise AuditError(f"{where} has more than the table's {file.bytes:,} bytes: {remedy}")
-    if len(content) < file.bytes:
-        raise AuditError(f"{where} has {len(content):,} bytes of the table's {file.bytes:,}: {remedy}")
-    if (actual := hashlib.sha256(content).hexdigest()) != file.sha256:
-        raise AuditError(f"{where} has the sha256 {actual}, not the table's {file.sha256}: {remedy}")
 
 
 def load_net(entry: Entry, content: bytes) -> nn.Module:

@@ -4,20 +4,20 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from resnet_repro.data.archive import META_MEMBER, TEST_MEMBER, TRAIN_MEMBERS, verify_members
 from resnet_repro.data.decoding import IMAGE_SHAPE, decode_batch, decode_classes
-from resnet_repro.data.download import raise_disk_full
 from resnet_repro.errors import DataError
 from resnet_repro.evidence import sha256_of, write_atomically, write_json
 from resnet_repro.params import Data
 
+T = TypeVar("T")
 SPLITS = ("train", "test")
 CLASSES = "classes.json"
 FILES = (CLASSES, "test_images.npy", "test_labels.npy", "train_images.npy", "train_labels.npy")
@@ -43,24 +43,23 @@ def prepare_arrays(data: Data, members: Path, arrays: Path, report: Path) -> Non
     """Decode the verified members in `members` into `arrays`, and write the data card into `report`.
 
     Raises:
-        DataError: a member or an array is not what params.yaml says, or the disk is full.
+        DataError: a member or an array is not what params.yaml says.
+        OSError: the disk is full or refuses.
     """
     verify_members(members, data.members)
-    classes = decode_classes((members / META_MEMBER).read_bytes())
+    classes = _decoded(members / META_MEMBER, decode_classes)
     splits = {"train": _decode(members, TRAIN_MEMBERS), "test": _decode(members, (TEST_MEMBER,))}
     contents = {CLASSES: _json(classes)}
     for split, (images, labels) in splits.items():
         contents[f"{split}_images.npy"] = _npy(images)
         contents[f"{split}_labels.npy"] = _npy(labels)
-    _check_digests(contents, data.arrays)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    _check_digests(arrays, digests, data.arrays, "For data of your own, leave data.arrays out")
     for name, content in contents.items():
-        try:
-            write_atomically(arrays / name, content)
-        except OSError as error:
-            raise_disk_full(error, arrays / name, len(content))
+        write_atomically(arrays / name, content)
     card = {
         "sha256": data_digest(arrays),
-        "files": {name: sha256_of(arrays / name) for name in FILES},
+        "files": {name: digests[name] for name in FILES},
         "classes": list(classes),
         "splits": {split: describe(*pair, classes) for split, pair in splits.items()},
     }
@@ -69,24 +68,32 @@ def prepare_arrays(data: Data, members: Path, arrays: Path, report: Path) -> Non
     write_atomically(report / SAMPLES, _npz(samples))
 
 
-def load_arrays(folder: Path) -> Arrays:
+def load_arrays(folder: Path, expected: Mapping[str, str] | None = None) -> Arrays:
     """Read what `prepare_arrays` wrote.
 
+    Args:
+        expected: sha256 of each file, as params.yaml has it; None or empty for data of one's own.
+
     Raises:
-        DataError: a file is missing, or is not an array of the shape and dtype that `Arrays` says.
+        DataError: a file is missing, is not the expected one, or has not the shape and dtype that `Arrays` says.
     """
     try:
-        digest = data_digest(folder)
+        digests = {name: sha256_of(folder / name) for name in FILES}
+        _check_digests(folder, digests, expected or {}, "Run `dvc repro --force prepare`")
         classes = _load_classes(folder / CLASSES)
         train, test = (_load_split(folder, split, len(classes)) for split in SPLITS)
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing: run `dvc repro prepare`") from None
-    return Arrays(*train, *test, classes=classes, sha256=digest)
+    return Arrays(*train, *test, classes=classes, sha256=_digest(digests))
 
 
 def data_digest(folder: Path) -> str:
     """One sha256 for the data set in `folder`: that of what `sha256sum *` prints there for its five files."""
-    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in FILES]
+    return _digest({name: sha256_of(folder / name) for name in FILES})
+
+
+def _digest(digests: Mapping[str, str]) -> str:
+    lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -123,14 +130,15 @@ def first_of_each_class(images: np.ndarray, labels: np.ndarray, classes: tuple[s
 
 def _decode(members: Path, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The members one after another: images and labels."""
-    batches = []
-    for name in names:
-        try:
-            batches.append(decode_batch((members / name).read_bytes()))
-        except DataError as error:
-            raise DataError(f"{members / name}: {error}") from None
-    images, labels = zip(*batches, strict=True)
+    images, labels = zip(*(_decoded(members / name, decode_batch) for name in names), strict=True)
     return np.concatenate(images), np.concatenate(labels)
+
+
+def _decoded(path: Path, decode: Callable[[bytes], T]) -> T:
+    try:
+        return decode(path.read_bytes())
+    except DataError as error:
+        raise DataError(f"{path}, although params.yaml has its sha256: {error}") from None
 
 
 def _sums(pixels: np.ndarray) -> tuple[int, int]:
@@ -142,16 +150,13 @@ def _sums(pixels: np.ndarray) -> tuple[int, int]:
     return int(histogram @ values), int(histogram @ values**2)
 
 
-def _check_digests(contents: Mapping[str, bytes], expected: Mapping[str, str]) -> None:
-    if not expected:
-        return
-    if set(expected) != set(FILES):
+def _check_digests(folder: Path, actual: Mapping[str, str], expected: Mapping[str, str], remedy: str) -> None:
+    if expected and set(expected) != set(FILES):
         raise DataError(f"params.yaml: data.arrays must be empty or have just the keys {', '.join(FILES)}")
-    for name, content in contents.items():
-        if (actual := hashlib.sha256(content).hexdigest()) != expected[name]:
+    for name, digest in expected.items():
+        if actual[name] != digest:
             raise DataError(
-                f"{name} has the sha256 {actual}; params.yaml, data.arrays, expects {expected[name]}. "
-                "For data of your own, leave data.arrays out"
+                f"{folder / name} has the sha256 {actual[name]}; params.yaml, data.arrays, expects {digest}. {remedy}"
             )
 
 
@@ -198,7 +203,9 @@ def _load(path: Path) -> np.ndarray:
     try:
         # mapped first: a header that promises more than the file holds would otherwise reserve memory for it
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OverflowError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header is parsed as Python, and raises whatever it happens to spell
         raise _damaged(path, str(error)) from None
     if array.dtype != np.uint8:
         raise _damaged(path, f"dtype {array.dtype}, not uint8")

@@ -66,19 +66,19 @@ def decode_classes(content: bytes) -> tuple[str, ...]:
 
 def _unpickle(content: bytes) -> dict[str, Any]:
     try:
-        _check_opcodes(content)
-        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        value = _Unpickler(io.BytesIO(_checked(content)), encoding="bytes").load()
     except Exception as error:  # what a damaged or hostile stream raises is not foreseeable, nor of interest
-        raise DataError(f"not a batch file of CIFAR-10: {str(error)[:200]}") from None
+        raise DataError(f"not a batch file of CIFAR-10: {str(error)[:200]!r}") from None
     if not isinstance(value, dict):
         raise DataError(f"a batch file of CIFAR-10 holds a dict, not {_shown(value)}")
     return {_text(key): item for key, item in value.items()}
 
 
-def _check_opcodes(content: bytes) -> None:
-    """Refuse what no batch file needs before anything is built: pickle's own reader believes every length and
-    memo index, and reserves memory for it; `genops` raises where a length goes beyond the end."""
-    containers = 0
+def _checked(content: bytes) -> bytes:
+    """The stream without its frames, refused before anything is built if no batch file needs it: pickle's own reader
+    believes every length and memo index, and reserves memory for it; `genops` raises where one goes beyond the end.
+    Frames only say how far to read ahead, but after an opcode across the end of one the two readers disagree."""
+    containers, parts, start = 0, [], 0
     for count, (opcode, argument, position) in enumerate(pickletools.genops(content), start=1):
         if opcode.name not in OPCODES:
             raise pickle.UnpicklingError(f"opcode {opcode.name} at byte {position} is refused")
@@ -87,6 +87,10 @@ def _check_opcodes(content: bytes) -> None:
             raise pickle.UnpicklingError("it has more parts than a batch file can have")
         if opcode.name == "LONG_BINPUT" and (not isinstance(argument, int) or argument > MAX_OPCODES):
             raise pickle.UnpicklingError(f"memo index {argument} at byte {position} is refused")
+        if opcode.name == "FRAME":
+            parts.append(content[start:position])
+            start = (position or 0) + 9
+    return b"".join([*parts, content[start:]])
 
 
 class _Unpickler(pickle.Unpickler):

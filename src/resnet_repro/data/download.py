@@ -2,7 +2,7 @@
 
 import errno
 import fcntl
-import hashlib
+import os
 import re
 import shutil
 import sys
@@ -10,35 +10,47 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NamedTuple
 
 import requests
 import urllib3
 from pydantic import BaseModel, ConfigDict, ValidationError
+from requests import codes
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from resnet_repro.errors import DataError
 from resnet_repro.evidence import write_atomically
 
-MAX_BYTES = 256 << 20
-"""of a download, and of what an archive unpacks to; CIFAR-10's have 170 and 186 million"""
-
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 PAUSES_SECONDS = (1, 2, 4)
-"""between tries, counted anew whenever one got somewhere"""
+"""between tries, counted anew whenever one got further than all before"""
 SOME_PROGRESS = 1 << 20  # bytes
 PLAIN_LINE_SECONDS = 10
 CHUNK_BYTES = 64 << 10
-GZIP = b"\x1f\x8b"
+PART, STATE = "part", "json"
 
 
 class SourceError(DataError):
-    """This source does not give the archive; another one may."""
+    """This source does not give the file; another one may."""
+
+    def __init__(self, reason: str) -> None:
+        # it may quote a stranger: nothing that a terminal obeys, and no more than a few lines
+        super().__init__("".join(letter if letter.isprintable() else "?" for letter in reason[:500]))
 
 
-class _TryAgainError(Exception):
+class _TryAgainError(SourceError):
     """This source may give it next time."""
+
+
+class _Wanted(NamedTuple):
+    url: str
+    path: Path
+    max_bytes: int
+    magic: bytes
+
+    def beside(self, kind: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{kind}")
 
 
 class _Partial(BaseModel):
@@ -58,70 +70,56 @@ class _Partial(BaseModel):
         return self.last_modified if weak else self.etag
 
 
-def download(url: str, cache: Path, pauses: Sequence[float] = PAUSES_SECONDS) -> Path:
-    """The path of the file at `url`, downloaded into the folder `cache` unless it is there.
+def download(
+    url: str, path: Path, max_bytes: int, magic: bytes = b"", pauses: Sequence[float] = PAUSES_SECONDS
+) -> None:
+    """Leave the file at `url` in `path`, unless there is one: of at most `max_bytes`, and beginning with `magic`.
 
-    An interrupted download goes on where it stopped, if the server says that the file is still the same one.
+    Until it is whole it lies beside `path`. An interrupted download goes on where it stopped, if the server says
+    that the file is still the same one; a failed try is repeated after `pauses` seconds.
 
     Raises:
-        SourceError: this URL gives no gzip file.
-        DataError: the disk is full, or another process downloads the same.
+        SourceError: this URL gives no such file.
+        DataError: another process downloads the same.
+        OSError: the disk is full or refuses; it names the path and, if it is full, the bytes.
     """
-    key = hashlib.sha256(url.encode()).hexdigest()[:12]
-    finished, partial = cache / f"{key}.tar.gz", cache / f"{key}.part"
-    cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f"{key}.lock", url):
-        if not finished.exists():
-            with partial.open("ab", buffering=0) as file:
-                _persist(url, file, partial.with_suffix(".json"), pauses)
-            partial.replace(finished)
-            partial.with_suffix(".json").unlink(missing_ok=True)
-    return finished
-
-
-def raise_disk_full(error: OSError, path: Path, num_bytes: int) -> NoReturn:
-    """`error` as it is, or as a DataError if the disk is full."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        raise error
-    raise DataError(
-        f"{path.absolute()}: the disk is full; it needs {num_bytes:,} more bytes. Free them and run again"
-    ) from None
-
-
-@contextmanager
-def _locked(path: Path, url: str) -> Iterator[None]:
-    with path.open("w") as file:
+    wanted = _Wanted(url, path, max_bytes, magic)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wanted.beside("lock").open("w") as lock:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it however the process ends
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it however the process ends
         except BlockingIOError:
-            raise DataError(f"another process is downloading {url} into {path.parent}: wait for it") from None
-        yield
+            raise DataError(f"another process downloads {path}: wait for it, then run again") from None
+        if not path.exists():
+            with wanted.beside(PART).open("ab", buffering=0) as file:
+                _persist(wanted, file, pauses)
+            wanted.beside(PART).replace(path)
+            wanted.beside(STATE).unlink(missing_ok=True)
 
 
-def _persist(url: str, file: BinaryIO, state_path: Path, pauses: Sequence[float]) -> None:
-    left = iter(pauses)
+def _persist(wanted: _Wanted, file: BinaryIO, pauses: Sequence[float]) -> None:
+    furthest, left = _size(file), iter(pauses)
     while True:
-        size = _size(file)
         try:
-            return _transfer(url, file, state_path)
+            return _transfer(wanted, file)
         except _TryAgainError as error:
-            reason = str(error)
+            failure: SourceError = error
         except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-            reason = _innermost(error)
-        except requests.RequestException as error:  # a circle of redirects, an impossible URL
+            failure = SourceError(_innermost(error))
+        except (requests.RequestException, ValueError) as error:  # a circle of redirects, an impossible URL
             raise SourceError(str(error)) from None
-        if _size(file) - size >= SOME_PROGRESS:
-            left = iter(pauses)
+        if _size(file) - furthest >= SOME_PROGRESS:
+            furthest, left = _size(file), iter(pauses)
         pause = next(left, None)
         if pause is None:
-            raise SourceError(f"{reason} (tried {len(pauses) + 1} times)")
-        print(f"{url}: {reason}; trying again in {pause:g} s", file=sys.stderr)
+            raise SourceError(f"{failure} (tried {len(pauses) + 1} times)")
+        print(f"{wanted.url}: {failure}; trying again in {pause:g} s", file=sys.stderr)
         time.sleep(pause)
 
 
-def _transfer(url: str, file: BinaryIO, state_path: Path) -> None:
+def _transfer(wanted: _Wanted, file: BinaryIO) -> None:
     """One request for what is missing. A part that cannot be continued safely is dropped."""
-    size, state = _size(file), _read_state(state_path, url)
+    size, state = _size(file), _read_state(wanted)
     if state is None or (state.total is None and state.validator is None):
         size = file.truncate(0)
     elif size and size == state.total:
@@ -131,39 +129,32 @@ def _transfer(url: str, file: BinaryIO, state_path: Path) -> None:
         headers["Range"] = f"bytes={size}-"
         if state.validator:
             headers["If-Range"] = state.validator
-    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
+    with requests.get(wanted.url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
         _check_status(response, file)
-        new = _describe(url, response)
-        if response.status_code != requests.codes.partial_content:
-            size = file.truncate(0)
+        new = _describe(wanted.url, response)
+        if response.status_code != codes.partial_content:
+            size = 0
         elif state is None or not _continues(response, size, state, new):
             file.truncate(0)
             raise _TryAgainError("the file has changed since the download began")
-        if new.total is not None and new.total > MAX_BYTES:
-            raise SourceError(f"sends {new.total / 1e6:,.0f} MB, too much for CIFAR-10")
-        if size == 0:
-            write_atomically(state_path, new.model_dump_json().encode())
-        _receive(response, file, size, new.total)
+        if new.total is not None and new.total > wanted.max_bytes:
+            raise SourceError(f"sends {new.total:,} bytes, too much for {wanted.path.name}")
+        _receive(response, file, size, new, wanted)
 
 
 def _check_status(response: requests.Response, file: BinaryIO) -> None:
-    status = f"HTTP status {response.status_code} {response.reason}"
-    if response.status_code == requests.codes.requested_range_not_satisfiable:
+    code, status = response.status_code, f"HTTP status {response.status_code} {response.reason}"
+    if code == codes.range_not_satisfiable:
         file.truncate(0)
+    if code >= 500 or code in (codes.request_timeout, codes.range_not_satisfiable, codes.too_many_requests):
         raise _TryAgainError(status)
-    if response.status_code in (requests.codes.request_timeout, requests.codes.too_many_requests):
-        raise _TryAgainError(status)
-    if response.status_code >= 500:
-        raise _TryAgainError(status)
-    if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
+    if code not in (codes.ok, codes.partial_content):
         raise SourceError(status)
 
 
 def _describe(url: str, response: requests.Response) -> _Partial:
-    headers = response.headers
-    length = headers.get("Content-Length", "")
-    if response.status_code == requests.codes.partial_content:
-        length = headers.get("Content-Range", "").rpartition("/")[2]
+    headers, partial = response.headers, response.status_code == codes.partial_content
+    length = headers.get("Content-Range" if partial else "Content-Length", "").rpartition("/")[2]
     return _Partial(
         url=url,
         total=int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None,
@@ -179,29 +170,37 @@ def _continues(response: requests.Response, size: int, old: _Partial, new: _Part
     return starts and same_total and old.etag == new.etag and old.last_modified == new.last_modified
 
 
-def _receive(response: requests.Response, file: BinaryIO, size: int, total: int | None) -> None:
-    missing = (total or MAX_BYTES) - size
-    if total and shutil.disk_usage(Path(file.name).parent).free < missing:
-        raise_disk_full(OSError(errno.ENOSPC, ""), Path(file.name), missing)
-    with _progress(size, total) as advance:
+def _receive(response: requests.Response, file: BinaryIO, size: int, new: _Partial, wanted: _Wanted) -> None:
+    end, name = new.total or wanted.max_bytes, wanted.path.name
+    if new.total and shutil.disk_usage(wanted.path.parent).free < end - size:
+        raise _refused(errno.ENOSPC, file, end - size)
+    response.raw.enforce_content_length = False  # or urllib3 says in its own words what is said below
+    with _progress(name, size, new.total) as advance:
         # not `iter_content`, which unpacks the archive where a server calls its gzip a Content-Encoding
-        for chunk in response.raw.stream(CHUNK_BYTES, decode_content=False):
-            if size == 0 and not chunk.startswith(GZIP):
-                kind = response.headers.get("Content-Type", "something")
-                raise SourceError(f"sends {kind}, not a gzip archive")
-            size += len(chunk)
-            if size > MAX_BYTES:
+        while chunk := response.raw.read(CHUNK_BYTES, decode_content=False):
+            if size == 0:  # only now is it sure enough that this is the file, and no page about one
+                if not chunk.startswith(wanted.magic):
+                    raise SourceError(f"sends {response.headers.get('Content-Type', 'something')}, not {name}")
                 file.truncate(0)
-                raise SourceError(f"sends more than {MAX_BYTES / 1e6:,.0f} MB, too much for CIFAR-10")
+                write_atomically(wanted.beside(STATE), new.model_dump_json().encode())
+            size += len(chunk)
+            if size > wanted.max_bytes:
+                file.truncate(0)
+                raise SourceError(f"sends more than {wanted.max_bytes:,} bytes, too much for {name}")
             try:
                 _write(file, chunk)
             except OSError as error:
-                raise_disk_full(error, Path(file.name), (total or MAX_BYTES) - _size(file))
+                raise _refused(error.errno, file, end - _size(file)) from None
             advance(len(chunk))
-    if size != (total or size):
-        raise _TryAgainError(f"the connection closed after {size:,} of {total:,} bytes")
+    if size != (new.total or size):
+        raise _TryAgainError(f"the connection closed after {size:,} of {new.total:,} bytes")
     if size == 0:
         raise _TryAgainError("the answer is empty")
+
+
+def _refused(code: int | None, file: BinaryIO, missing: int) -> OSError:
+    """The error of a disk, with what the system does not say: where, and how much."""
+    return OSError(code, f"{os.strerror(code or 0)} ({missing:,} bytes to write)", file.name)
 
 
 def _write(file: BinaryIO, chunk: bytes) -> None:
@@ -215,10 +214,10 @@ def _size(file: BinaryIO) -> int:
     return file.seek(0, 2)
 
 
-def _read_state(path: Path, url: str) -> _Partial | None:
+def _read_state(wanted: _Wanted) -> _Partial | None:
     with suppress(OSError, ValidationError):
-        state = _Partial.model_validate_json(path.read_bytes())
-        return state if state.url == url else None
+        state = _Partial.model_validate_json(wanted.beside(STATE).read_bytes())
+        return state if state.url == wanted.url else None
     return None
 
 
@@ -230,18 +229,12 @@ def _innermost(error: BaseException) -> str:
 
 
 @contextmanager
-def _progress(done: int, total: int | None) -> Iterator[Callable[[int], None]]:
+def _progress(name: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal; elsewhere a line now and then."""
     console = Console(stderr=True)
-    columns = (
-        "{task.description}",
-        BarColumn(),
-        TaskProgressColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = ("{task.description}", BarColumn(), TaskProgressColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        bar.add_task("CIFAR-10", total=total, completed=done)
+        bar.add_task(name, total=total, completed=done)
         (task,) = bar.tasks
         last = time.monotonic()
 
@@ -253,6 +246,6 @@ def _progress(done: int, total: int | None) -> Iterator[Callable[[int], None]]:
                 of = f" of {total / 1e6:.1f} MB ({task.percentage:.0f}%)" if total else " MB"
                 left = f", {task.time_remaining:.0f} s left" if task.time_remaining is not None else ""
                 rate = f"{(task.speed or 0) / 1e6:.2f} MB/s"
-                print(f"CIFAR-10: {task.completed / 1e6:.1f}{of}, {rate}{left}", file=sys.stderr, flush=True)
+                print(f"{name}: {task.completed / 1e6:.1f}{of}, {rate}{left}", file=sys.stderr, flush=True)
 
         yield advance

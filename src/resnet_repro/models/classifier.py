@@ -8,7 +8,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from resnet_repro.checkpoint import check_tensors, read_tensors
 from resnet_repro.data.preprocessing import Normalizer
+from resnet_repro.errors import CheckpointError
 from resnet_repro.evidence import write_atomically
 from resnet_repro.models import build_model
 from resnet_repro.params import Architecture
@@ -47,14 +49,24 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, path: Path, architecture: Architecture) -> "Classifier":
-        """The classifier that `save` wrote, in eval mode on the CPU."""
-        tensors = safetensors.torch.load_file(path)
-        whitening = None
-        if "whitening" in tensors:
-            whitening = (tensors["whitening"], tensors["whitening_mean"])
-        classifier = cls(build_model(architecture), Normalizer(tensors["mean"], tensors["scale"], whitening))
-        classifier.load_state_dict(tensors)
-        return classifier.eval().requires_grad_(False)
+        """The classifier that `save` wrote, in eval mode on the CPU.
+
+        Raises:
+            CheckpointError: the file is missing or damaged, or holds the weights of another net.
+        """
+        tensors, _ = read_tensors(path)
+        try:
+            whitening = (tensors["whitening"], tensors["whitening_mean"]) if "whitening" in tensors else None
+            classifier = cls(build_model(architecture), Normalizer(tensors["mean"], tensors["scale"], whitening))
+            check_tensors(tensors, classifier.state_dict())
+            classifier.load_state_dict(tensors)
+            one = torch.zeros(1, *classifier.get_buffer("mean").shape, dtype=torch.uint8)
+            classifier.eval().requires_grad_(False)(one)
+        except (KeyError, ValueError, RuntimeError, IndexError) as error:
+            raise CheckpointError(
+                f"{path} does not hold the weights of this net ({error!r}): take a whole copy, or train it again"
+            ) from None
+        return classifier
 
 
 def to_fastest_layout(net: nn.Module, device: torch.device) -> nn.Module:

@@ -15,9 +15,7 @@ from resnet_repro.evidence import RunEvidence
 from resnet_repro.params import Verdicts
 from resnet_repro.reporting.load import Row
 from resnet_repro.reporting.tables import NONE, WRITTEN, markdown
-from resnet_repro.statistics import bootstrap, compare, describe, mcnemar
-
-Interval = tuple[float, float]
+from resnet_repro.statistics import Interval, bootstrap, compare, describe, mcnemar
 
 
 class Answer(StrEnum):

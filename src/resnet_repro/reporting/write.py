@@ -1,11 +1,9 @@
 """Write the report, from the evidence alone: Markdown pages, `figures/`, `metrics.json` and `curves.csv`."""
 
+import io
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resnet_repro.claims import CLAIMS, Claim
-from resnet_repro.evidence import write_atomically
+from resnet_repro.evidence import replacing, write_atomically
 from resnet_repro.reporting import ablations, cards, claims, data_card, figures, tables, verdicts
 from resnet_repro.reporting.load import Evidence, Row, load
 
@@ -23,7 +21,7 @@ FIGURES, MODELS = "figures", "models"
 def write_report(workspace: Path, out: Path, states: Mapping[str, str] | None = None) -> None:
     """Write the report of a workspace into the folder `out`; the same evidence gives the same bytes.
 
-    `out/figures` and `out/models` are replaced as a whole.
+    What it wrote before is replaced when all of it is written, `out/figures` and `out/models` as a whole.
 
     Args:
         states: what becomes of the runs that have no evidence yet, by run; None: the report does not say.
@@ -32,18 +30,15 @@ def write_report(workspace: Path, out: Path, states: Mapping[str, str] | None = 
         ParamsError, ReproError: as `load`.
     """
     evidence = load(workspace)
-    with _replaced(out / FIGURES) as folder, mpl.rc_context(figures.STYLE):
-        for name, figure in figures_of(evidence):
-            _save(figure, folder / name)
-    with _replaced(out / MODELS) as folder:
-        for name, text in model_pages(evidence).items():
-            (folder / name).write_text(text, encoding="utf-8")
     rows = evidence.rows
-    write_atomically(out / "metrics.json", (json.dumps(tables.metrics(rows), indent=1) + "\n").encode())
-    curves = tables.curves(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_atomically(out / "curves.csv", curves.encode())
-    for name, text in pages(evidence, states).items():
-        write_atomically(out / name, text.encode())
+    texts = {f"{MODELS}/{name}": text for name, text in model_pages(evidence).items()} | pages(evidence, states)
+    texts["metrics.json"] = json.dumps(tables.metrics(rows), indent=1) + "\n"
+    texts["curves.csv"] = tables.curves(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    with replacing(out) as folder, mpl.rc_context(figures.STYLE):
+        for name, text in texts.items():
+            write_atomically(folder / name, text.encode())
+        for name, figure in figures_of(evidence):
+            _save(figure, folder / FIGURES / name)
 
 
 def write_ablations(workspace: Path, out: Path) -> None:
@@ -54,10 +49,12 @@ def write_ablations(workspace: Path, out: Path) -> None:
     """
     evidence = load(workspace, ablations=True)
     effects = ablations.effects(evidence)
-    with _replaced(out / FIGURES) as folder, mpl.rc_context(figures.STYLE):
+    with replacing(out) as folder, mpl.rc_context(figures.STYLE):
+        (folder / FIGURES).mkdir()
         if effects:
-            _save(figures.ablation_forest(effects, evidence.params.verdicts.margin_points), folder / "ablations")
-    write_atomically(out / "README.md", ablations_page(evidence).encode())
+            margin = evidence.params.verdicts.margin_points
+            _save(figures.ablation_forest(effects, margin), folder / FIGURES / "ablations")
+        write_atomically(folder / "README.md", ablations_page(evidence).encode())
 
 
 def figures_of(evidence: Evidence) -> Iterator[tuple[str, Figure]]:
@@ -280,20 +277,9 @@ def _details(summary: str, *blocks: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
 
 
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A fresh folder to write to, which then takes the place of `folder`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        fresh = Path(temporary) / folder.name
-        fresh.mkdir()
-        yield fresh
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.replace(folder)
-
-
 def _save(figure: Figure, path: Path) -> None:
     """As PNG and SVG, with neither date nor version: the same figure gives the same bytes."""
-    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:], metadata=metadata)
+        write_atomically(path.with_suffix(suffix), buffer.getvalue())

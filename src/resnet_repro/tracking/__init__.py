@@ -8,34 +8,10 @@ so a point sent twice is stored once, and a run that was rebuilt equals the one 
 Nothing outside this package imports mlflow, and it does so when it is used: the import takes seconds.
 """
 
-from resnet_repro.tracking.live import LiveRun, show_evidence
-from resnet_repro.tracking.model import log_model
+from resnet_repro.tracking.live import show_evidence
 from resnet_repro.tracking.observer import LiveView
-from resnet_repro.tracking.publish import PublishSummary, publish
-from resnet_repro.tracking.record import (
-    RunRecord,
-    record_at_end,
-    record_at_start,
-    record_of_evidence,
-)
-from resnet_repro.tracking.store import Store, TrackingError, connect, sync, tracking_uri
+from resnet_repro.tracking.publish import publish
+from resnet_repro.tracking.store import TrackingError, connect
 from resnet_repro.tracking.ui import serve_ui
 
-__all__ = [
-    "LiveRun",
-    "LiveView",
-    "PublishSummary",
-    "RunRecord",
-    "Store",
-    "TrackingError",
-    "connect",
-    "log_model",
-    "publish",
-    "record_at_end",
-    "record_at_start",
-    "record_of_evidence",
-    "serve_ui",
-    "show_evidence",
-    "sync",
-    "tracking_uri",
-]
+__all__ = ["LiveView", "TrackingError", "connect", "publish", "serve_ui", "show_evidence"]

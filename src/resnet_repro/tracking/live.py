@@ -7,26 +7,26 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import psutil
 
 from resnet_repro.evidence import Epoch, RunEvidence
 from resnet_repro.tracking.model import export_model, upload_model
-from resnet_repro.tracking.record import RunRecord, record_of_evidence
+from resnet_repro.tracking.record import RunRecord, points_of, record_of_evidence
 from resnet_repro.tracking.store import (
     FAILURE,
     IMPATIENT,
     PROCESS,
     Store,
     connect,
+    explain,
     load_mlflow,
-    log_epochs,
-    shown,
+    log_points,
     sync,
     tracking_uri,
 )
@@ -48,8 +48,7 @@ class LiveRun:
 
     A daemon thread brings MLflow up to the newest state; the training only replaces that state, so there is
     no queue that could fill, and after an outage the next attempt sends all that is missing. A run that is
-    not closed otherwise is interrupted at the end of the process; used as a context manager, it fails with
-    the exception that leaves it.
+    not closed otherwise is interrupted at the end of the process.
     """
 
     def __init__(self, workspace: Path, record: RunRecord, warn: Callable[[str], None] = _to_stderr) -> None:
@@ -85,13 +84,14 @@ class LiveRun:
             self._changed.notify()
 
     def finish(self, record: RunRecord, module: "Module | None" = None) -> None:
-        """Complete the run with `record_at_end` and log its model (see `log_model`)."""
-        if not self._close(record) or module is None:
+        """Complete the run with `record_at_end` and log its model (see `export_model`)."""
+        sent_to = self._close(record)
+        if sent_to is None or module is None:
             return
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             try:  # the export here, the network in a thread: one that is cut off must not hold torch's locks
                 model = export_model(module, Path(folder) / "model")
-                _within(UPLOAD_SECONDS, lambda: self._upload(record.name, model))
+                _within(UPLOAD_SECONDS, lambda: upload_model(*sent_to, record.name, model))
             except Exception as error:
                 self._complain(error)
 
@@ -104,21 +104,8 @@ class LiveRun:
         """Training stops and may go on later: KILLED until a `LiveRun` of the same uid makes it RUNNING."""
         self._close(replace(self._record, status="KILLED", ended_at=time.time()))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._closing:
-            return
-        if isinstance(error, Exception):
-            self.fail(f"{type(error).__name__}: {error}")
-        else:
-            self.interrupt()
-
-    def _close(self, record: RunRecord) -> bool:
-        """Send the last state; False if that failed or takes too long."""
+    def _close(self, record: RunRecord) -> tuple[Store, str] | None:
+        """Send the last state. Returns where to, or None if that failed or takes too long."""
         atexit.unregister(self.interrupt)
         with self._changed:
             tags = {key: value for key, value in record.tags.items() if key != PROCESS}
@@ -126,8 +113,9 @@ class LiveRun:
             self._changed.notify()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
-            self._complain(TimeoutError(f"no answer for {CLOSE_SECONDS:.0f} s"))
-        return not self._thread.is_alive() and self._run_id is not None
+            self._complain(TimeoutError())
+            return None
+        return None if self._store is None or self._run_id is None else (self._store, self._run_id)
 
     def _work(self) -> None:
         sent: set[int] = set()
@@ -137,12 +125,14 @@ class LiveRun:
                 self._changed.wait_for(lambda: self._news, RETRY_SECONDS if behind else None)
                 record, last, self._news = self._record, self._closing, False
             try:
-                self._store = self._store or connect(self._workspace, IMPATIENT)
-                if self._run_id is None or last:
-                    self._run_id = sync(self._store, record, own=True).run_id
+                store = self._store = self._store or connect(self._workspace, IMPATIENT)
+                run_id = self._run_id
+                # `publish` elsewhere may have taken a run that was silent for long for dead
+                if run_id is None or last or store.client.get_run(run_id).info.status != "RUNNING":
+                    self._run_id = sync(store, record, own=True).run_id
                 else:
                     new = [epoch for epoch in record.epochs if epoch.step not in sent]
-                    log_epochs(self._store, self._run_id, new)
+                    log_points(store, run_id, [point for epoch in new for point in points_of(epoch)])
                 sent = {epoch.step for epoch in record.epochs}
             except Exception as error:
                 self._store = self._run_id = None
@@ -150,16 +140,10 @@ class LiveRun:
             if last:
                 return
 
-    def _upload(self, name: str, model: Path) -> None:
-        assert self._store is not None
-        assert self._run_id is not None
-        upload_model(self._store, self._run_id, name, model)
-
     def _complain(self, error: BaseException) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        self._warn(_unreachable(self._workspace, error))
+        if not self._warned:
+            self._warned = True
+            self._warn(_unreachable(self._workspace, error))
 
 
 def show_evidence(workspace: Path, folder: Path, warn: Callable[[str], None] = _to_stderr) -> None:
@@ -190,33 +174,19 @@ def is_gone(process: str) -> bool:
 
 
 def _unreachable(workspace: Path, error: BaseException) -> str:
-    uri = tracking_uri(workspace)
-    reason = (str(error).replace(uri, shown(uri)).splitlines() or [type(error).__name__])[0][:160]
-    return (
-        f"MLflow unreachable at {shown(uri)}: training goes on; "
-        f"`resnet-repro publish` will add this run later ({reason})"
-    )
+    reason = explain(tracking_uri(workspace), error)
+    return f"{reason}. The stage goes on; `resnet-repro publish` will add this run later"
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Run `call` in a thread and wait for it for a limited time.
-
-    Raises:
-        TimeoutError: it goes on, in a thread that ends with this process.
-        Exception: what `call` raised.
-    """
-    errors: list[BaseException] = []
+    """Run `call` in a thread that ends with this process; raises what it raises, or TimeoutError while it goes on."""
+    future: Future[object] = Future()
 
     def work() -> None:
         try:
-            call()
+            future.set_result(call())
         except BaseException as error:
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer for {seconds:.0f} s")
-    if errors:
-        raise errors[0]
+    threading.Thread(target=work, daemon=True).start()
+    future.result(seconds)

@@ -1,6 +1,5 @@
 """A trained net as an MLflow model that any MLflow client loads, without this package."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +12,6 @@ if TYPE_CHECKING:
 
 IMAGE = (3, 32, 32)
 CLASSES = 10
-
-
-def log_model(store: Store, run_id: str, name: str, module: "Module") -> None:
-    """Export `module` and log it as `runs:/RUN_ID/NAME`.
-
-    Args:
-        module: uint8 images (N, 3, 32, 32), 0 to 255, to float32 logits (N, 10); on the CPU, in eval mode.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        upload_model(store, run_id, name, export_model(module, Path(folder) / "model"))
 
 
 def has_model(store: Store, run_id: str) -> bool:
@@ -38,6 +27,9 @@ def export_model(module: "Module", folder: Path) -> Path:
 
     The batch dimension is free: MLflow takes a -1 of the signature as dynamic if the example has several
     images there (`mlflow.pytorch.save_model`).
+
+    Args:
+        module: uint8 images (N, 3, 32, 32), 0 to 255, to float32 logits (N, 10); on the CPU, in eval mode.
     """
     import mlflow.pytorch
     import torch
@@ -65,7 +57,7 @@ def export_model(module: "Module", folder: Path) -> Path:
 
 
 def upload_model(store: Store, run_id: str, name: str, folder: Path) -> None:
-    """Log the model in `folder` as an output of the run, with the run's parameters."""
+    """Log the model in `folder` as `runs:/RUN_ID/NAME`, with the run's parameters."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 

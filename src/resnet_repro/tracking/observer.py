@@ -15,32 +15,25 @@ if TYPE_CHECKING:
 class LiveView:
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
-        self.live: LiveRun | None = None
 
     def started(self, plan: Plan, origin: Origin, epochs: Sequence[Epoch], trainer: object) -> None:
         self.plan = plan
         self.live = LiveRun.start(self.workspace, record_at_start(plan, origin, epochs))
 
-    def stepped(self, step: int) -> None:
-        pass
+    def stepped(self, step: int) -> None: ...
 
-    def epoch_done(self, epochs: Sequence[Epoch]) -> None:
-        pass
+    def epoch_done(self, epochs: Sequence[Epoch]) -> None: ...
 
     def saved(self, epochs: Sequence[Epoch]) -> None:
-        if self.live is not None:
-            self.live.log_epochs(epochs)
+        self.live.log_epochs(epochs)
 
     def interrupted(self, reason: str) -> None:
-        if self.live is not None:
-            self.live.interrupt()
+        self.live.interrupt()
 
     def failed(self, reason: str) -> None:
-        if self.live is not None:
-            self.live.fail(reason)
+        self.live.fail(reason)
 
     def finished(self, folder: Path, provenance: Provenance, module: "Module") -> None:
         """The run is trained and its files are in `folder`."""
-        if self.live is not None:
-            epochs = epochs_of(read_history(folder))
-            self.live.finish(record_at_end(self.plan, provenance, epochs, folder), module)
+        epochs = epochs_of(read_history(folder))
+        self.live.finish(record_at_end(self.plan, provenance, epochs, folder), module)

@@ -5,16 +5,17 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet_repro.errors import ReproError
-from resnet_repro.evidence import Epoch
-from resnet_repro.tracking.record import Point, RunRecord, milliseconds, points_of
+from resnet_repro.tracking.record import Point, RunRecord, milliseconds
 
 EXPERIMENT = "resnet-repro"
 DATASET = "cifar10"
@@ -28,6 +29,13 @@ METRICS_PER_BATCH, TAGS_PER_BATCH, DIGEST_LENGTH = 1000, 100, 36
 TIMEOUT, RETRIES, BACKOFF = (f"MLFLOW_HTTP_REQUEST_{name}" for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR"))
 PATIENT = {TIMEOUT: "30", RETRIES: "2", BACKOFF: "1"}
 IMPATIENT = {TIMEOUT: "5", RETRIES: "0"}
+BUSY_SECONDS = 5.0  # to wait for another writer of a sqlite file
+LOCK_SECONDS = 60.0  # to wait for a process that builds the tables
+
+MOVE_AWAY = "move it away, and `resnet-repro publish` rebuilds every finished run"
+BUSY = "another program holds it: end that (`fuser FILE` finds it, for FILE.lock too)"
+READ_ONLY = "let it and its folder be written, or name another store in MLFLOW_TRACKING_URI"
+SQLITE_REMEDIES = {"BUSY": BUSY, "READONLY": READ_ONLY, "CANTOPEN": READ_ONLY, "FULL": "free some space on that disk"}
 
 
 class TrackingError(ReproError):
@@ -40,11 +48,6 @@ class Store:
     client: Any  # mlflow.MlflowClient
     experiment_id: str
     lock: Path | None
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        with _locked(self.lock):
-            yield
 
 
 def root_of(workspace: Path) -> Path:
@@ -62,15 +65,23 @@ def connect(workspace: Path, limits: Mapping[str, str] = PATIENT) -> Store:
     Two processes that build the tables of one database at once break each other, hence the lock.
 
     Raises:
-        TrackingError: the store lies under an artifact folder of another place.
-        Exception: whatever MLflow, its database or the network says.
+        TrackingError: the store lies under an artifact folder of another place, or its file cannot be used.
+        Exception: whatever MLflow, its database or the network says; `explain` makes it readable.
     """
     mlflow = load_mlflow(limits)
     root, uri = root_of(workspace), tracking_uri(workspace)
     remote = uri.startswith(("http:", "https:", "databricks"))
     artifacts = None if remote else (root / "mlartifacts").as_uri()
     lock = None if remote else root / "mlflow.db.lock"
-    with _locked(lock):
+    with locked(lock):
+        if (file := _sqlite_file(uri)) is not None:
+            check_sqlite(file, BUSY_SECONDS)
+            if not file.exists():  # all of its tables or none: MLflow cannot go on where it was killed
+                new = file.with_name(f"{file.name}.new")
+                for old in file.parent.glob(f"{new.name}*"):
+                    old.unlink()
+                mlflow.MlflowClient(f"sqlite:///{new}")
+                new.replace(file)
         client = mlflow.MlflowClient(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT) or _create_experiment(client, artifacts)
         if experiment.lifecycle_stage == "deleted":
@@ -78,7 +89,7 @@ def connect(workspace: Path, limits: Mapping[str, str] = PATIENT) -> Store:
     if "MLFLOW_TRACKING_URI" not in os.environ and experiment.artifact_location != artifacts:
         raise TrackingError(
             f"{root / 'mlflow.db'} was made in another folder and keeps its files in "
-            f"{experiment.artifact_location}: delete it; `resnet-repro publish` rebuilds every finished run"
+            f"{experiment.artifact_location}: {MOVE_AWAY}"
         )
     return Store(uri, client, experiment.experiment_id, lock)
 
@@ -103,20 +114,79 @@ def load_mlflow(limits: Mapping[str, str]) -> Any:
     import mlflow
 
     for name in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is raised as well, and explained once
     return mlflow
 
 
 @contextmanager
-def _locked(path: Path | None) -> Iterator[None]:
+def locked(path: Path | None) -> Iterator[None]:
     """Between processes; the lock goes with the process that holds it."""
     if path is None:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + LOCK_SECONDS
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise TrackingError(f"{path} was locked for {LOCK_SECONDS:.0f} s; {BUSY}") from error
+                time.sleep(0.02)
         yield
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def check_sqlite(file: Path, busy_seconds: float) -> None:
+    """Write nothing, but as if, and read it all: MLflow tries for 100 seconds to open what is no database.
+
+    Raises:
+        TrackingError: what is wrong with the file, and what to do.
+    """
+    if file.is_dir():
+        raise TrackingError(f"{file} is a folder where MLflow's database belongs: {MOVE_AWAY}")
+    if not file.exists():
+        return
+    try:
+        with closing(sqlite3.connect(file, timeout=busy_seconds, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("CREATE TABLE probe (x)")
+            database.execute("ROLLBACK")
+            ((found,),) = database.execute("PRAGMA quick_check(1)")
+        if found != "ok":
+            raise sqlite3.DatabaseError(found.splitlines()[-1])
+    except sqlite3.Error as error:
+        kind = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_").partition("_")[0]
+        remedy = SQLITE_REMEDIES.get(kind, f"it is damaged: {MOVE_AWAY}")
+        raise TrackingError(f"MLflow cannot use {file}: {error}; {remedy}") from error
+
+
+def explain(uri: str, error: BaseException) -> str:
+    """What happened, where, and what to do, without user name and password."""
+    if isinstance(error, TrackingError):
+        return str(error)
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    said = str(error).replace(uri, shown(uri)).partition("\n")[0].partition(". ")[0]
+    file = _sqlite_file(uri)
+    if "disk is full" in said:
+        remedy = SQLITE_REMEDIES["FULL"]
+    elif "schema" in said or "revision" in said:
+        remedy = f"another version of MLflow made it: install that, `mlflow db upgrade` an older one, or {MOVE_AWAY}"
+    elif file is None:
+        remedy = "start MLflow's server there, or set MLFLOW_TRACKING_URI to where it runs"
+    else:
+        try:
+            check_sqlite(file, 0)
+        except TrackingError as found:
+            return str(found)
+        remedy = BUSY if isinstance(error, TimeoutError) else READ_ONLY if isinstance(error, OSError) else MOVE_AWAY
+    return f"MLflow at {shown(uri)} cannot be used: {said[:160] or 'no answer in time'}; {remedy}"
 
 
 class Synced(NamedTuple):
@@ -132,18 +202,12 @@ def sync(store: Store, record: RunRecord, own: bool = False) -> Synced:
     A run that has not finished gets the record's status. `own`: the caller trains this run, so a tag that
     says otherwise (it was resumed elsewhere) is replaced.
     """
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     client = store.client
-    with store.locked():
-        query = f"tags.uid = '{record.uid}'"
-        found = client.search_runs([store.experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"])
-        created = not found
-        if created:
-            start = milliseconds(record.started_at)
-            run = client.create_run(store.experiment_id, start, {"uid": record.uid}, record.name)
-        else:
-            run = found[0]
+    first = {"uid": record.uid} | {key: value for key, value in record.tags.items() if key == PROCESS}
+    with locked(store.lock):
+        run, created = find_or_create(store, milliseconds(record.started_at), first, record.name)
     run_id, data = run.info.run_id, run.data
 
     tags = [
@@ -153,12 +217,11 @@ def sync(store: Store, record: RunRecord, own: bool = False) -> Synced:
     ]
     params = [Param(key, value) for key, value in record.params.items() if key not in data.params]
     missing = _missing(client, run_id, set(data.metrics), record.points)
+    log_points(store, run_id, missing)
     for some in _chunks(params, TAGS_PER_BATCH):
         client.log_batch(run_id, params=some)
     for some in _chunks(tags, TAGS_PER_BATCH):
         client.log_batch(run_id, tags=some)
-    for some in _chunks([Metric(p.key, p.value, p.timestamp, p.step) for p in missing], METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics=some)
     if not (run.inputs and run.inputs.dataset_inputs):
         digest = record.data_sha256[:DIGEST_LENGTH]
         dataset = Dataset(DATASET, digest, "local", json.dumps({"uri": "data/cifar10"}))
@@ -193,12 +256,24 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def log_epochs(store: Store, run_id: str, epochs: Sequence[Epoch]) -> None:
-    """Add the points of `epochs` to a run that has none of them."""
+def find_or_create(store: Store, start: int, tags: Mapping[str, str], name: str) -> tuple[Any, bool]:
+    """The one run of `tags["uid"]`, and whether it is new. A request whose answer was lost may have made two."""
+    query, order = f"tags.uid = '{tags['uid']}'", ["attributes.start_time ASC"]
+    search = partial(store.client.search_runs, [store.experiment_id], query, order_by=order)
+    if created := not (found := search()):
+        run = store.client.create_run(store.experiment_id, start, tags, name)
+        found = search() or [run]
+    run, *twins = found
+    for twin in twins:
+        store.client.delete_run(twin.info.run_id)
+    return run, created
+
+
+def log_points(store: Store, run_id: str, points: Iterable[Point]) -> None:
+    """Add points that a run does not have."""
     from mlflow.entities import Metric
 
-    points = [Metric(p.key, p.value, p.timestamp, p.step) for epoch in epochs for p in points_of(epoch)]
-    for some in _chunks(points, METRICS_PER_BATCH):
+    for some in _chunks([Metric(p.key, p.value, p.timestamp, p.step) for p in points], METRICS_PER_BATCH):
         store.client.log_batch(run_id, metrics=some)
 
 

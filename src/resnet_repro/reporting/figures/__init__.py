@@ -8,14 +8,9 @@ from resnet_repro.reporting.figures.curves import (
     learning_curve,
     learning_curves,
 )
+from resnet_repro.reporting.figures.errors import error_against_depth, error_against_size
 from resnet_repro.reporting.figures.images import confusion, confusion_percent, sample_images
-from resnet_repro.reporting.figures.models import (
-    Effect,
-    ablation_forest,
-    error_against_depth,
-    error_against_size,
-    seed_distribution,
-)
+from resnet_repro.reporting.figures.strips import Effect, ablation_forest, seed_distribution
 from resnet_repro.reporting.figures.style import STYLE, depth_colours
 
 __all__ = [

@@ -9,6 +9,7 @@ import seaborn as sns
 
 from resnet_repro.papers import Published, paper_numbers, source_project_numbers
 from resnet_repro.reporting.load import Row
+from resnet_repro.statistics import describe
 
 Colour = tuple[float, float, float]
 Colours = dict[int, Colour]
@@ -36,6 +37,9 @@ BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, _, SKY = sns.color_palette(
 BLACK = (0.0, 0.0, 0.0)
 DEPTH_COLOURS = {20: SKY, 32: ORANGE, 44: GREEN, 56: PURPLE, 110: BLACK}
 OTHER_COLOURS = (BLUE, RED, BROWN, PINK, GREY)
+MARKER_SIZE = 6.0
+"""points"""
+HOLLOW: Style = {"markerfacecolor": "white", "markeredgewidth": 1.2, "linestyle": "none"}
 TEST: Style = {"linewidth": 1.9}
 TRAIN: Style = {"linewidth": 0.9, "linestyle": (0, (3, 1.5))}
 PAPER_END: Style = {
@@ -114,3 +118,18 @@ def paper_error(row: Row) -> float | None:
     """The number of a paper that a row is judged against, percent."""
     found = (number.value for number in paper_numbers(row.model) if number.role == "judged" and number.relation == "=")
     return next(found, None)
+
+
+def error_span(rows: Iterable[Row]) -> tuple[float, float]:
+    """An axis for the runs of the rows on scale, the printed numbers, and the intervals of more than two runs;
+    those of two are so wide that they are cut off."""
+    rows = list(rows)
+    highest = highest_on_scale(rows)
+    values: list[float] = []
+    for row in rows:
+        values += [number.value for number in printed_numbers(row)]
+        if mean_error(row) <= highest:
+            values += row.test_error.values
+            values += (len(row.runs) > 2 and describe(row.test_error.values).interval) or ()
+    space = 0.05 * (max(values) - min(values)) or 0.5
+    return max(min(values) - space, 0.0), max(values) + space

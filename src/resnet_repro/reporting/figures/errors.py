@@ -1,16 +1,13 @@
-"""Models against each other, against the papers, and against their baselines."""
+"""Test errors against what a net is: its layers, its size, the cost of its training."""
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.text import Annotation
 from matplotlib.ticker import (
     EngFormatter,
@@ -24,27 +21,21 @@ from matplotlib.ticker import (
 from matplotlib.transforms import Bbox, Transform, offset_copy
 
 from resnet_repro.reporting.figures.style import (
-    BLUE,
     FAMILIES,
-    GREY,
-    RED,
+    HOLLOW,
+    MARKER_SIZE,
     WIDTH,
     Family,
     Style,
     depth_of,
+    error_span,
     family_of,
     highest_on_scale,
     mean_error,
     paper_error,
-    printed_numbers,
 )
 from resnet_repro.reporting.load import Row
 from resnet_repro.statistics import describe
-
-MARKER_SIZE = 6.0
-"""points"""
-HOLLOW: Style = {"markerfacecolor": "white", "markeredgewidth": 1.2, "linestyle": "none"}
-BETTER, WORSE, UNDECIDED = BLUE, RED, GREY
 
 
 def error_against_depth(rows: Sequence[Row]) -> Figure:
@@ -117,7 +108,7 @@ def _depth_lines(axes: Axes, rows: Sequence[Row]) -> None:
                 _above(axes, depth_of(row), row)
             if (printed := paper_error(row)) is not None:
                 axes.plot(depth_of(row), printed, transform=papers, **_hollow(family))
-    axes.set_ylim(_span(rows))
+    axes.set_ylim(error_span(rows))
 
 
 def error_against_size(rows: Sequence[Row], training_flops: Mapping[str, float]) -> Figure:
@@ -250,195 +241,6 @@ def _common(one: Bbox, other: Bbox) -> float:
 
 def _area(box: Bbox) -> float:
     return float(box.width * box.height)
-
-
-def seed_distribution(rows: Sequence[Row]) -> Figure:
-    """Every run's test error, a strip for each row, over the mean and its 95% interval; diamonds: as printed, the
-    number that the row is judged against filled, others hollow. At the right, the mean and the number of runs.
-
-    Args:
-        rows: those without runs are left out.
-    """
-    rows = [row for row in rows if row.runs]
-    figure = Figure(figsize=(WIDTH, 1.15 + 0.34 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    highest = highest_on_scale(rows)
-    for place, row in enumerate(rows):
-        if mean_error(row) <= highest:
-            _strip(axes, place, row)
-        else:
-            axes.plot(1, place, ">", color=family_of(row).colour, transform=axes.get_yaxis_transform(), clip_on=False)
-        _note(axes, place, f"{mean_error(row):.2f}  (n = {len(row.runs)})")
-        for number in printed_numbers(row):
-            face = "black" if number.role == "judged" else "white"
-            axes.plot(number.value, place - 0.27, **PRINTED, markerfacecolor=face)
-    axes.set(xlim=_span(rows), ylim=(len(rows) - 0.4, -0.7), xlabel="test error (%)")
-    axes.set_yticks(range(len(rows)), labels=[row.name for row in rows], fontsize=9)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines["left"].set_visible(False)
-    figure.legend(handles=_strip_legend(rows), loc="outside upper center", ncols=5, fontsize=9, handletextpad=0.5)
-    return figure
-
-
-PRINTED: Style = {"marker": "D", "markersize": 4.6, "markeredgecolor": "black", "color": "black", "linestyle": "none"}
-RUN: Style = {"marker": "o", "markersize": 4.2, "markeredgewidth": 0, "alpha": 0.65, "linestyle": "none"}
-MEAN: Style = {"marker": "|", "markersize": 13, "markeredgewidth": 1.6, "linestyle": "none"}
-BAND_ALPHA = 0.22
-
-
-def _strip(axes: Axes, place: int, row: Row) -> None:
-    values, colour = row.test_error.values, family_of(row).colour
-    summary = describe(values)
-    if summary.interval:
-        low, high = summary.interval
-        axes.barh(place, high - low, left=low, height=0.36, color=colour, alpha=BAND_ALPHA, linewidth=0)
-        axes.plot(summary.mean, place, color=colour, **MEAN)
-    axes.plot(values, [place] * len(values), color=colour, **RUN)
-
-
-def _strip_legend(rows: Iterable[Row]) -> list[Line2D | Patch]:
-    numbers = [number for row in rows for number in printed_numbers(row)]
-    handles: list[Line2D | Patch] = [Line2D([], [], color="0.3", label="a run", **RUN)]
-    if any(len(row.runs) > 1 for row in rows):
-        handles.append(Line2D([], [], color="0.3", label="mean", **MEAN))
-        handles.append(Patch(color="0.3", alpha=BAND_ALPHA, linewidth=0, label="95% interval of the mean"))
-    for role, face, label in (("judged", "black", "printed"), ("beside", "white", "also printed")):
-        if any(number.role == role for number in numbers):
-            handles.append(Line2D([], [], **PRINTED, markerfacecolor=face, label=label))
-    return handles
-
-
-@dataclass(frozen=True)
-class Effect:
-    """One changed choice: a variant against its baseline."""
-
-    group: str
-    variant: str
-    difference: float
-    """variant minus baseline, in points of test error"""
-    interval: tuple[float, float] | None
-    """of the difference; None: too few runs"""
-    n: int
-    """runs of the variant"""
-
-
-OFF_SCALE_MARGINS = 10
-"""A difference of more than so many margins is named at the edge."""
-
-
-def ablation_forest(effects: Sequence[Effect], margin_points: float) -> Figure:
-    """Differences to the baselines with their intervals, by group, the largest first; band: ±margin, in points.
-
-    Blue: the interval lies below zero, which is better; red: above; grey: neither, hollow where there is none.
-
-    Args:
-        effects: at least one.
-    """
-    lines = list(_forest_lines(effects))
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.235 * len(lines)), layout="constrained")
-    axes = figure.subplots()
-    edge = min(OFF_SCALE_MARGINS * margin_points, 1.1 * max(_reach(effects), 2 * margin_points))
-    axes.set(xlim=(-edge, edge), ylim=(len(lines) - 0.5, -0.5))
-    axes.axvspan(-margin_points, margin_points, color="0.93", zorder=0, linewidth=0)
-    axes.axvline(0, color="0.35", linewidth=0.9, zorder=1)
-    for place, line in enumerate(lines):
-        if isinstance(line, Effect):
-            _forest_line(axes, place, line, edge)
-    axes.set_yticks(range(len(lines)), labels=[line.variant if isinstance(line, Effect) else line for line in lines])
-    for label, line in zip(axes.get_yticklabels(), lines, strict=True):
-        label.set(fontsize=9, fontweight="normal" if isinstance(line, Effect) else "bold")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel(f"difference to the baseline (points of test error); shaded: ±{margin_points:g}")
-    figure.legend(handles=_forest_legend(effects), loc="outside upper center", ncols=4, fontsize=9)
-    return figure
-
-
-def _forest_lines(effects: Iterable[Effect]) -> Iterable[Effect | str]:
-    """Each group's name, then its effects; groups in their given order."""
-    order = list(dict.fromkeys(effect.group for effect in effects))
-    ordered = sorted(effects, key=lambda effect: (order.index(effect.group), -abs(effect.difference)))
-    for group, members in groupby(ordered, key=lambda effect: effect.group):
-        yield group
-        yield from members
-
-
-def _reach(effects: Iterable[Effect]) -> float:
-    """How far the differences and their intervals reach from zero."""
-    return max(abs(end) for effect in effects for end in (effect.difference, *(effect.interval or ())))
-
-
-def _forest_line(axes: Axes, place: int, effect: Effect, edge: float) -> None:
-    colour = _verdict_colour(effect)
-    if effect.interval:
-        axes.plot(effect.interval, [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
-    beyond = abs(effect.difference) > edge
-    marker = ("<" if effect.difference < 0 else ">") if beyond else "o"
-    axes.plot(
-        math.copysign(edge, effect.difference) if beyond else effect.difference,
-        place,
-        color=colour,
-        marker=marker,
-        markersize=MARKER_SIZE,
-        markerfacecolor=colour if effect.interval else "white",
-        clip_on=False,
-        linestyle="none",
-    )
-    _note(axes, place, f"{effect.difference:+.2f}  (n = {effect.n})".replace("-", "\N{MINUS SIGN}"))
-
-
-def _verdict_colour(effect: Effect) -> tuple[float, float, float]:
-    if effect.interval and effect.interval[1] < 0:
-        return BETTER
-    if effect.interval and effect.interval[0] > 0:
-        return WORSE
-    return UNDECIDED
-
-
-def _forest_legend(effects: Iterable[Effect]) -> list[Line2D]:
-    point: Style = {"marker": "o", "markersize": MARKER_SIZE}
-    kinds = {
-        BETTER: Line2D([], [], color=BETTER, label="better", **point),
-        WORSE: Line2D([], [], color=WORSE, label="worse", **point),
-        UNDECIDED: Line2D([], [], color=UNDECIDED, label="interval contains 0", **point),
-    }
-    found = {_verdict_colour(effect) for effect in effects if effect.interval}
-    handles = [handle for colour, handle in kinds.items() if colour in found]
-    if any(effect.interval is None for effect in effects):
-        handles.append(Line2D([], [], color=UNDECIDED, label="too few runs", **point, **HOLLOW))
-    return handles
-
-
-def _note(axes: Axes, place: int, text: str) -> None:
-    """Right of the axes."""
-    axes.annotate(
-        text,
-        (1, place),
-        xycoords=axes.get_yaxis_transform(),
-        xytext=(86, 0),
-        textcoords="offset points",
-        ha="right",
-        va="center",
-        fontsize=8.5,
-        color="0.25",
-    )
-
-
-def _span(rows: Iterable[Row]) -> tuple[float, float]:
-    """An axis for the runs of the rows on scale, the printed numbers, and the intervals of more than two runs;
-    those of two are so wide that they are cut off."""
-    rows = list(rows)
-    highest = highest_on_scale(rows)
-    values: list[float] = []
-    for row in rows:
-        values += [number.value for number in printed_numbers(row)]
-        if mean_error(row) <= highest:
-            values += row.test_error.values
-            values += (len(row.runs) > 2 and describe(row.test_error.values).interval) or ()
-    space = 0.05 * (max(values) - min(values)) or 0.5
-    return max(min(values) - space, 0.0), max(values) + space
 
 
 def _logarithmic_span(rows: Iterable[Row]) -> tuple[float, float]:

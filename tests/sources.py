@@ -1,13 +1,22 @@
-"""Archives of any content, and the answers of a server that misbehaves on demand."""
+"""Archives of any content, the answers of a server that misbehaves on demand, and downloads from it."""
 
+import gzip
 import io
+import random
 import tarfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from resnet_repro.data.archive import FOLDER
+from resnet_repro.data.archive import FOLDER, GZIP
+from resnet_repro.data.download import download
+
+CONTENT, OTHER = (gzip.compress(random.Random(seed).randbytes(400_000), mtime=0) for seed in (0, 1))
+AT_ONCE = (0.0, 0.0, 0.0)
+"""the pauses between tries"""
 
 
 @dataclass(frozen=True)
@@ -30,9 +39,9 @@ def entries_of(members: dict[str, bytes]) -> list[Entry]:
     return [entry(f"{FOLDER}/{name}", content) for name, content in members.items()]
 
 
-def tar_gz(entries: list[Entry]) -> bytes:
+def tar_gz(entries: Iterable[Entry], format: int = tarfile.PAX_FORMAT) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1, format=format) as tar:
         for info, content in entries:
             tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
@@ -57,9 +66,12 @@ def sends(
     checks: bool = True,
     cut: int | None = None,
     length: bool = True,
+    lie: int = 0,
+    pause: float = 0,
 ) -> Answer:
     """Answers with `content`: from where Range asks, if it supports `ranges`; from its beginning if If-Range
-    names another ETag, if it `checks` that; closing the connection after `cut` bytes."""
+    names another ETag, if it `checks` that; closing the connection after `cut` bytes; with `lie` bytes too many in
+    Content-Length; with a `pause` after every 4 KiB."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         asked, condition = handler.headers["Range"], handler.headers["If-Range"]
@@ -73,12 +85,17 @@ def sends(
         if start:
             handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if length:
-            handler.send_header("Content-Length", str(len(content) - start))
+            handler.send_header("Content-Length", str(len(content) - start + lie))
         if etag:
             handler.send_header("ETag", etag)
         handler.send_header("Content-Encoding", "gzip")  # as Apache says of any .gz
         handler.end_headers()
-        handler.wfile.write(content[start:][:cut])
+        rest = content[start:][:cut]
+        with suppress(ConnectionError):  # whoever listened is gone
+            step = 4096 if pause else len(rest) or 1
+            for begin in range(0, len(rest), step):
+                handler.wfile.write(rest[begin : begin + step])
+                time.sleep(pause)
 
     return answer
 
@@ -93,3 +110,15 @@ def says(status: int, text: str = "", **headers: str) -> Answer:
         handler.wfile.write(body)
 
     return answer
+
+
+def get(url: str, folder: Path, pauses: Sequence[float] = AT_ONCE) -> bytes:
+    """What is downloaded of a gzip file of at most 1 MiB."""
+    path = folder / "data.tar.gz"
+    download(url, path, 1 << 20, GZIP, pauses)
+    return path.read_bytes()
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    """Its files; a killed process may leave hidden ones."""
+    return {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
