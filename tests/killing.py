@@ -155,11 +155,16 @@ def write_arrays(folder: Path) -> Arrays:
     return load_arrays(folder)
 
 
+def write_params(workspace: Path) -> None:
+    """The repository's parameters, for other arrays than CIFAR-10's."""
+    tree = YAML(typ="safe").load(REPOSITORY / "params.yaml")
+    del tree["data"]["arrays"]
+    (workspace / "params.yaml").write_text(json.dumps(tree))
+
+
 def make_trained(workspace: Path) -> None:
     """What `python pipeline/evaluate.py run out` needs."""
-    tree = YAML(typ="safe").load(REPOSITORY / "params.yaml")
-    del tree["data"]["arrays"]  # these are not CIFAR-10's
-    (workspace / "params.yaml").write_text(json.dumps(tree))
+    write_params(workspace)
     (workspace / PLAN).write_text(make_plan("resnet").to_json())
     train(workspace, arrays=write_arrays(workspace / "data/cifar10"))
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typer.testing import CliRunner
 
+from killing import write_params
 from resnet_repro import audit as module
 from resnet_repro.audit import AuditError, Claim, Entry
 from resnet_repro.cli import app
@@ -377,6 +378,7 @@ def test_the_command_audits_a_table_of_ones_own_and_leaves_the_report(
 ) -> None:
     content, arrays = known
     monkeypatch.chdir(tmp_path)
+    write_params(tmp_path)
     for folder in ("data/cifar10", "them"):
         Path(folder).mkdir(parents=True)
     for name in ("train_images", "train_labels", "test_images", "test_labels"):

@@ -9,6 +9,7 @@ from resnet_repro import estimate
 from resnet_repro.params import load
 from resnet_repro.plan import make_plan
 from resnet_repro.progress import duration
+from resnet_repro.workspace import LockFileError
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,17 +23,27 @@ def workspace(tmp_path: Path) -> Path:
     for model in params.planned_models:
         (tmp_path / "plans" / f"{model}.json").write_text(make_plan(params, model).to_json())
     known = hashlib.md5((tmp_path / "plans/plain8.json").read_bytes(), usedforsecurity=False).hexdigest()
-    (tmp_path / "dvc.lock").write_text(
-        "schema: '2.0'\nstages:\n"
-        f"  train@plain8-1:\n    deps:\n    - {{path: plans/plain8.json, md5: {known}}}\n"
-        "  train@resnet8-1:\n    deps:\n    - {path: plans/resnet8.json, md5: 0}\n"
-    )
+    lines = ["schema: '2.0'", "stages:"]
+    for model, md5 in (("plain8", known), ("resnet8", "0" * 32)):
+        lines += [
+            f"  train@{model}-1:",
+            f"    deps: [{{path: plans/{model}.json, md5: '{md5}', size: 1}}]",
+            f"    outs: [{{path: runs/{model}-1, md5: {'1' * 32}.dir, size: 1}}]",
+        ]
+    (tmp_path / "dvc.lock").write_text("\n".join([*lines, ""]))
     return tmp_path
 
 
 def test_stale_is_what_the_lock_does_not_know_by_this_plan(workspace: Path) -> None:
     params = load(workspace / "params.yaml")
     assert set(params.runs) - set(estimate.stale_runs(workspace, params)) == {"plain8-1"}
+
+
+def test_a_damaged_lock_is_no_traceback(workspace: Path) -> None:
+    lock = workspace / "dvc.lock"
+    lock.write_text(lock.read_text()[:-9])
+    with pytest.raises(LockFileError, match=r"dvc\.lock cannot be used: .* `resnet-repro doctor` says what to do"):
+        estimate.stale_runs(workspace, load(workspace / "params.yaml"))
 
 
 def test_a_trained_speed_replaces_the_measured_one(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
