@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from sources import Digits
 
 from resnet_repro.data.archive import TRAIN_MEMBERS, fetch_members
 from resnet_repro.data.arrays import FILES, SAMPLES_PER_CLASS, data_digest, load_arrays, prepare_arrays
 from resnet_repro.errors import DataError
 from resnet_repro.params import Data, load
+from sources import Digits
 
 REPOSITORY = Path(__file__).parents[2]
 CIFAR10 = Path(os.environ.get("CIFAR10_ARCHIVE") or REPOSITORY.parent / "shared/data/cifar-10-python.tar.gz")

@@ -3,10 +3,10 @@ import gzip
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from sources import Digits
 
 from resnet_repro.data.decoding import decode_batch
 from resnet_repro.data.digits import enlarge, write_digits_archive
+from sources import Digits
 
 
 def test_the_bytes_are_the_same_every_time(digits: Digits, tmp_path):
