@@ -11,7 +11,7 @@ HOST := 127.0.0.1
 MODELS ?=
 TESTS ?= tests
 
-.PHONY: help demo test test-long repro bench gpu-check ui lock check format requirements estimate
+.PHONY: help demo test test-long repro bench gpu-check ui plots tour lock check format requirements estimate
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -45,6 +45,14 @@ gpu-check: .venv/ready ## the tests that need a CUDA device, then the bench
 
 ui: .venv/ready ## MLflow's UI with every run in it (DEMO=1: the demo's; PORT=5000; HOST=0.0.0.0 lets others in)
 	@cd $(if $(DEMO),.demo,.) && resnet-repro ui --host $(HOST) --port $(PORT)
+
+plots: .venv/ready ## DVC's plots as a page that needs no network -> dvc_plots/index.html
+	@resnet-repro plots
+
+tour: .venv/ready ## run notebooks/tour.ipynb -> .cache/tour.ipynb, with its pictures, for any notebook viewer
+	@mkdir -p .cache
+	@jupyter execute --output=../.cache/tour notebooks/tour.ipynb
+	@echo "It is in .cache/tour.ipynb: open it in VS Code or Jupyter, or notebooks/tour.ipynb to run it yourself"
 
 lock: .venv/ready ## bring plans/, reports/ and dvc.lock up to date after an edit, without training
 	@dvc repro --quiet --single-item plan

@@ -1,6 +1,8 @@
 """One thread, so that sums are made in one order; no deadlines, since a test's first example warms up. What the tests
-of several folders share: the handwritten digits as an archive, a server, and the count of faults."""
+of several folders share: the handwritten digits as an archive, a server, the demo, and the count of faults."""
 
+import fcntl
+import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,9 +12,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+from killing import REPOSITORY
 from reliability import INJECTIONS, PROPERTY, FaultTable, Injections, row_of
 from resnet_repro.data.archive import read_members
 from resnet_repro.data.digits import write_digits_archive
+from resnet_repro.demo import run_demo
 from sources import Answer, Digits, Server
 
 torch.set_num_threads(1)
@@ -26,6 +30,20 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     sha256 = write_digits_archive(path)
     with path.open("rb") as stream:
         return Digits(path, sha256, dict(read_members(stream, sha256)))
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The demo's clone, up to date: quick where `make demo` ran before. For one of pytest-xdist's groups, `demo`."""
+    status = ("git", "status", "--porcelain")
+    before = subprocess.run(status, cwd=REPOSITORY, capture_output=True, check=True).stdout
+    (REPOSITORY / ".cache").mkdir(exist_ok=True)
+    with (REPOSITORY / ".cache/demo.lock").open("w") as lock:  # each of the workers that run tests has a session
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_demo(REPOSITORY)
+    after = subprocess.run(status, cwd=REPOSITORY, capture_output=True, check=True).stdout
+    assert after == before, "the demo must leave the repository as it is"
+    return REPOSITORY / ".demo"
 
 
 @pytest.fixture

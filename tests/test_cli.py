@@ -17,7 +17,23 @@ def call(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_help_lists_every_command() -> None:
     said = call(ROOT, "--help")
     assert said.returncode == 0
-    for command in ("estimate", "stale", "publish", "ui", "report", "audit", "demo", "doctor", "predict", "readme"):
+    for command in (
+        "estimate",
+        "stale",
+        "publish",
+        "ui",
+        "report",
+        "audit",
+        "demo",
+        "doctor",
+        "predict",
+        "readme",
+        "export",
+        "compare",
+        "plots",
+        "train",
+        "test",
+    ):
         assert command in said.stdout
 
 

@@ -1,6 +1,5 @@
 """The pipeline as a user sees it: on the demo's plan, really run, and on a clean clone of this repository."""
 
-import fcntl
 import json
 import os
 import re
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from resnet_repro.demo import ARCHIVE, demo_environment, run_demo
+from resnet_repro.demo import ARCHIVE, demo_environment
 from resnet_repro.evidence import RunEvidence
 from resnet_repro.params import load
 
@@ -21,18 +20,6 @@ ROOT = Path(__file__).parent.parent
 FAMILIES = {"plain8", "resnet8", "preact8", "bottleneck11", "wide10_2"}
 
 pytestmark = pytest.mark.xdist_group("demo")
-
-
-@pytest.fixture(scope="session")
-def demo() -> Path:
-    """The demo's clone, up to date: quick where `make demo` ran before."""
-    before = _git(ROOT, "status", "--porcelain")
-    (ROOT / ".cache").mkdir(exist_ok=True)
-    with (ROOT / ".cache" / "demo.lock").open("w") as lock:  # each of the workers that run tests has a session
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        run_demo(ROOT)
-    assert _git(ROOT, "status", "--porcelain") == before, "the demo must leave the repository as it is"
-    return ROOT / ".demo"
 
 
 @pytest.fixture

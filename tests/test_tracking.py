@@ -12,12 +12,13 @@ from resnet_repro import evidence
 from resnet_repro.params import Warmup
 from resnet_repro.tracking import connect, publish, show_evidence
 from resnet_repro.tracking.live import LiveRun, this_process
-from resnet_repro.tracking.model import has_model
+from resnet_repro.tracking.model import find_model
 from resnet_repro.tracking.record import flatten, record_at_end, record_at_start, record_of_evidence
 from resnet_repro.tracking.store import PATIENT, Store, sync, tracking_uri
 from tracking_records import (
     PLAN,
     STEPS,
+    classifier,
     end,
     epochs,
     find,
@@ -169,30 +170,6 @@ def test_a_new_attempt_clears_a_failure(workspace: Path, store: Store) -> None:
     assert "failure" not in run.data.tags
 
 
-class Classifier(torch.nn.Module):
-    """A net of this project in small: preprocessing, convolution, batch normalisation, option A's padding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.rand(3, 32, 32))
-        self.convolution = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
-        self.norm = torch.nn.BatchNorm2d(8)
-        self.linear = torch.nn.Linear(8, 10)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.float() / 255 - self.mean
-        shortcut = torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3))
-        x = torch.relu(self.norm(self.convolution(x)) + shortcut)
-        return self.linear(x.mean(dim=(2, 3)))
-
-
-def classifier() -> Classifier:
-    torch.manual_seed(0)
-    net = Classifier()
-    net(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8))  # running statistics that are not 0 and 1
-    return net.eval()
-
-
 PREDICT = """
 import sys
 sys.modules["resnet_repro"] = None  # importing it raises
@@ -212,7 +189,7 @@ def test_any_client_loads_the_model(workspace: Path, store: Store, tmp_path: Pat
     live = LiveRun.start(workspace, start("model"))
     live.finish(record, net)
     run_id = find(store, "model").info.run_id
-    assert has_model(store, run_id)
+    assert find_model(store, run_id)
 
     import mlflow
 

@@ -82,6 +82,20 @@ def doctor(mend: Annotated[bool, typer.Option("--mend", help="do what is safe, t
 
 
 @app.command()
+def plots(
+    targets: Annotated[list[str] | None, typer.Argument(help="files or names of plots; all if left out")] = None,
+    revisions: Annotated[
+        tuple[str, str] | None, typer.Option(help="compare two Git revisions or experiments; `workspace` is one, too")
+    ] = None,
+    browse: Annotated[bool, typer.Option("--open", help="open the page in a browser, too")] = False,
+) -> None:
+    """Write DVC's plot page, as `dvc plots show` and `diff` do, but so that it needs no network."""
+    from resnet_repro.plots_page import show_plots
+
+    raise typer.Exit(show_plots(Path(), targets or (), revisions or (), browse))
+
+
+@app.command()
 def readme() -> None:
     """Bring the table in README.md up to date."""
     from resnet_repro.reporting.write import update_readme
@@ -130,7 +144,9 @@ def audit(
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="image files, or folders of them")],
-    model: Annotated[str, typer.Option(help="a model, or a run as MODEL-SEED")] = "resnet20",
+    model: Annotated[
+        str, typer.Option(help="a model, or a run as MODEL-SEED; of those not trained here, the published weights")
+    ] = "resnet20",
     top_k: Annotated[int, typer.Option(min=1, help="how many classes of each")] = 3,
     form: Annotated[
         str, typer.Option("--format", help="table, or json or csv: file, rank, class, probability, model, run")
@@ -143,10 +159,11 @@ def predict(
 
     from resnet_repro import predict as module
     from resnet_repro.experiment import load_classifier
+    from resnet_repro.pretrained import read_published
 
     if form not in module.WRITERS:
         raise ReproError(f"--format is one of {', '.join(module.WRITERS)}, not {form}")
-    run = module.trained_run(Path(), model)
+    weights = module.find_weights(Path(), model)
     paths, others = module.find_images(images)
     if others:
         typer.echo(f"{others} files in the folders are no images, by their names: left out", err=True)
@@ -154,10 +171,15 @@ def predict(
         raise ReproError(f"no image files in {', '.join(map(module.shown, images))}")
     if sheet is not None and os.path.realpath(sheet) in map(os.path.realpath, paths):
         raise ReproError(f"{module.shown(sheet)} is one of the images: draw the contact sheet elsewhere")
-    found = module.predict(load_classifier(run), paths, module.class_names(Path()), top_k)
+    if weights.is_dir():
+        run, classifier, classes = weights.name, load_classifier(weights), module.class_names(Path())
+    else:
+        classifier, metadata = read_published(weights.parent, model)
+        run, classes = metadata.provenance.key, metadata.classes
+    found = module.predict(classifier, paths, classes, top_k)
     terminal = Console(stderr=True)
     predictions = list(track(found, "", len(paths), console=terminal, disable=not terminal.is_terminal, transient=True))
-    print(module.WRITERS[form](predictions, run.name), end="")
+    print(module.WRITERS[form](predictions, run), end="")
     problems = [one.problem for one in predictions if one.problem]
     for problem in problems:
         complain(problem)
@@ -165,6 +187,88 @@ def predict(
         drawn = module.write_sheet(predictions, sheet)
         typer.echo(f"{module.shown(sheet)} shows {drawn} of {len(predictions)} images", err=True)
     raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="a model that is trained here")],
+    seed: Annotated[int | None, typer.Option(min=1, help="the lowest that is trained if left out")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="a .safetensors file of your own, instead of publishing it in pretrained/")
+    ] = None,
+) -> None:
+    """Write a trained net with its preprocessing, plan and errors as one file, for resnet_repro.load and torch.hub."""
+    from resnet_repro.predict import class_names, trained_run
+    from resnet_repro.pretrained import export as write
+
+    run = trained_run(Path(), model if seed is None else f"{model}-{seed}")
+    path = write(Path(), run, class_names(Path()), out)
+    print(f"{path} holds {run.name}, {path.stat().st_size:,} bytes")
+
+
+@app.command()
+def train(
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="normal (6n+2 layers), bottleneck (9n+2) or wide (6n+4)")],
+    n: Annotated[int, typer.Argument(metavar="N", help="blocks of a group")],
+    width: Annotated[int | None, typer.Argument(metavar="[WIDTH]", help="for wide nets: times as wide")] = None,
+    seed: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Train a pre-activation net of params.yaml, named as the Lasagne PreResNet project names it."""
+    from resnet_repro import doors
+
+    params = load(Path("params.yaml"))
+    key, others = doors.choose_run(params, doors.Net(kind, n, width), seed)
+    print(doors.described(params, key, others), flush=True)
+    doors.train(Path(), params, key)
+
+
+@app.command("test")
+def evaluate(
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="normal, bottleneck or wide, as for `train`")],
+    n: Annotated[int, typer.Argument(metavar="N")],
+    width: Annotated[int | None, typer.Argument(metavar="[WIDTH]")] = None,
+    seed: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Evaluate such a net on the test images (training it first if it is not) and print its errors."""
+    from resnet_repro import doors
+
+    params = load(Path("params.yaml"))
+    key, others = doors.choose_run(params, doors.Net(kind, n, width), seed)
+    print(doors.described(params, key, others), flush=True)
+    print(doors.errors_of(doors.test(Path(), params, key)))
+
+
+@app.command()
+def compare(
+    sides: Annotated[
+        list[str],
+        typer.Argument(
+            help="two or more: runs, models, Git revisions, REVISION:RUN, `workspace`, DVC experiments, MLflow run ids"
+        ),
+    ],
+    only: Annotated[
+        str | None, typer.Option("--run", "--model", help="of revisions, compare only this run, or this model's")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="table, or json, which holds all of it")] = "table",
+    figure: Annotated[Path | None, typer.Option(help="also draw the learning curves, as a PNG file")] = None,
+) -> None:
+    """Say what differs between runs: parameters, results, and whether that means anything."""
+    from rich.console import Console
+
+    from resnet_repro import compare as module
+    from resnet_repro.compare import show
+
+    if form not in ("table", "json"):
+        raise ReproError(f"--format is table or json, not {form}")
+    if len(sides) < 2:
+        raise ReproError("name two or more that are to be compared: `resnet-repro compare --help` says what can be")
+    found = module.compare([module.side_of(Path(), name, only) for name in sides])
+    if form == "json":
+        print(show.as_json(found), end="")
+    else:
+        show.print_table(found, Console(width=max(Console().width, 100)))
+    if figure is not None:
+        show.write_figure(found, figure)
 
 
 def main() -> None:

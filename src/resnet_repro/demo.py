@@ -20,7 +20,7 @@ from resnet_repro.errors import ReproError
 
 FOLDER = Path(".demo")
 ARCHIVE = Path(".cache/digits.tar.gz")
-OWN = ("params.yaml", "dvc.lock", "ablations/dvc.lock", "plans/", "reports/", "checkpoints/")
+OWN = ("params.yaml", "dvc.lock", "ablations/dvc.lock", "plans/", "reports/", "checkpoints/", "pretrained/")
 """What the demo has of its own, and so does not take from the working tree."""
 
 

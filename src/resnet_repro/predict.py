@@ -36,6 +36,7 @@ from resnet_repro.mistakes import nearest
 from resnet_repro.models import NUM_CLASSES
 from resnet_repro.models.classifier import Classifier, to_fastest_layout
 from resnet_repro.params import Engine, load
+from resnet_repro.pretrained import FOLDER, published
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485
@@ -156,8 +157,23 @@ def trained_run(workspace: Path, name: str) -> Path:
     stage = f"train@{keys[name]}" if keys[name] in params.runs else f"ablations/dvc.yaml:train@{keys[name]}"
     raise ReproError(
         f"the weights of {name} are not here: `dvc pull runs/{keys[name]}` fetches them where a remote has them, "
-        f"`dvc repro {stage}` trains them{here}"
+        f"`dvc repro {stage}` trains them{here}; published in {FOLDER}/: "
+        f"{', '.join(published(workspace / FOLDER)) or 'none'}"
     )
+
+
+def find_weights(workspace: Path, name: str) -> Path:
+    """The folder of `trained_run`, or the file of the model `name` that is published where no run of it is trained.
+
+    Raises:
+        ReproError: there is neither; it says how to get it.
+    """
+    try:
+        return trained_run(workspace, name)
+    except ReproError:
+        if name in (files := published(workspace / FOLDER)):
+            return files[name]
+        raise
 
 
 def class_names(workspace: Path) -> tuple[str, ...]:

@@ -209,7 +209,8 @@ def test_dvc_is_killed(workspace: Path, injected: Injections) -> None:
         shutil.rmtree(workspace / RUN)
         YAML().dump(lock, workspace / "dvc.lock")
         dvc = started(workspace, *command)
-        while not (trainers := [p for p in psutil.Process(dvc.pid).children(True) if "pipeline/train.py" in p.cmdline()]):
+        below = psutil.Process(dvc.pid)
+        while not (trainers := [p for p in below.children(True) if "pipeline/train.py" in p.cmdline()]):
             time.sleep(0.02)
         while number % 3 < 2 and f"{STEPS} steps" not in said(workspace):  # else it dies while its training imports
             assert dvc.poll() is None, said(workspace)

@@ -15,12 +15,17 @@ from resnet_repro.evidence import write_atomically
 from resnet_repro.models import build_model
 from resnet_repro.params import Architecture
 
+METADATA = "resnet_repro"
+"""its entry in a file"""
+
 
 class Classifier(nn.Module):
     """(N, 3, 32, 32) uint8 pixels, red, green, blue -> (N, 10) float32 logits."""
 
     whitening: Tensor | None
     whitening_mean: Tensor | None
+    classes: tuple[str, ...] = ()
+    """names of the classes, where what was loaded says them"""
 
     def __init__(self, net: nn.Module, normalizer: Normalizer) -> None:
         super().__init__()
@@ -41,11 +46,15 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(self.normalizer(images))
 
-    def save(self, path: Path, metadata: dict[str, Any]) -> None:
-        """Write as safetensors. Equal weights and metadata give equal bytes: the metadata is one entry,
-        since safetensors writes several in any order."""
+    def to_bytes(self, metadata: dict[str, Any]) -> bytes:
+        """As safetensors. Equal weights and metadata give equal bytes: the metadata is one entry, since safetensors
+        writes several in any order."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        write_atomically(path, safetensors.torch.save(tensors, {"resnet_repro": json.dumps(metadata)}))
+        return safetensors.torch.save(tensors, {METADATA: json.dumps(metadata)})
+
+    def save(self, path: Path, metadata: dict[str, Any]) -> None:
+        """Write `to_bytes`."""
+        write_atomically(path, self.to_bytes(metadata))
 
     @classmethod
     def load(cls, path: Path, architecture: Architecture) -> "Classifier":

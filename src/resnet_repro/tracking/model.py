@@ -14,12 +14,13 @@ IMAGE = (3, 32, 32)
 CLASSES = 10
 
 
-def has_model(store: Store, run_id: str) -> bool:
+def find_model(store: Store, run_id: str) -> str | None:
+    """The id of the run's model, if all of it is there."""
     from mlflow.entities import LoggedModelStatus
 
     query = f"source_run_id = '{run_id}'"
     models = store.client.search_logged_models([store.experiment_id], query)
-    return any(model.status == LoggedModelStatus.READY for model in models)
+    return next((str(model.model_id) for model in models if model.status == LoggedModelStatus.READY), None)
 
 
 def export_model(module: "Module", folder: Path) -> Path:
@@ -56,8 +57,8 @@ def export_model(module: "Module", folder: Path) -> Path:
     return folder
 
 
-def upload_model(store: Store, run_id: str, name: str, folder: Path) -> None:
-    """Log the model in `folder` as `runs:/RUN_ID/NAME`, with the run's parameters."""
+def upload_model(store: Store, run_id: str, name: str, folder: Path) -> str:
+    """Log the model in `folder` as `runs:/RUN_ID/NAME`, with the run's parameters. Returns its id."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -75,3 +76,4 @@ def upload_model(store: Store, run_id: str, name: str, folder: Path) -> None:
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
+    return str(logged.model_id)

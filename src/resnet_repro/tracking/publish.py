@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from resnet_repro import evidence
 from resnet_repro.evidence import RunEvidence
 from resnet_repro.tracking.live import is_gone
-from resnet_repro.tracking.model import export_model, has_model, upload_model
+from resnet_repro.tracking.model import export_model, find_model, upload_model
 from resnet_repro.tracking.record import milliseconds, record_of_evidence
+from resnet_repro.tracking.registry import Trained, register
 from resnet_repro.tracking.store import (
     FAILURE,
     PATIENT,
@@ -31,6 +32,7 @@ from resnet_repro.tracking.store import (
     sync,
     tracking_uri,
 )
+from resnet_repro.tracking.views import show_experiment
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -51,11 +53,15 @@ class PublishSummary:
     """their model is not in MLflow, and their weights are not on this machine"""
     closed: tuple[str, ...] = ()
     """stood as RUNNING, and their process is gone or has long been silent"""
+    registered: tuple[str, ...] = ()
+    """have a new version in the model registry"""
     problems: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         counts = {"created": self.created, "completed": self.completed, "unchanged": self.unchanged}
         lines = [f"MLflow at {self.uri}: " + ", ".join(f"{len(runs)} {what}" for what, runs in counts.items())]
+        if self.registered:
+            lines.append(f"new versions of registered models: {_some(self.registered)}")
         if self.closed:
             lines.append(f"marked as killed, their process is gone or silent: {_some(self.closed)}")
         if self.without_weights:
@@ -75,6 +81,7 @@ def publish(workspace: Path, load_classifier: "Callable[[Path], Module] | None" 
     """
     uri = tracking_uri(workspace)
     done: dict[str, list[str]] = {kind.name: [] for kind in fields(PublishSummary)[1:]}
+    nets: list[Trained] = []
     with _explained(uri):
         store = connect(workspace)
         done["closed"] = _close_abandoned(store)
@@ -83,12 +90,13 @@ def publish(workspace: Path, load_classifier: "Callable[[Path], Module] | None" 
             try:
                 run = RunEvidence.read(folder)
             except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                done["problems"].append(f"{folder.relative_to(workspace)} cannot be read, not published: {reason}")
+                where = folder.relative_to(workspace)
+                done["problems"].append(f"{where} cannot be read, not published: {_reason(error)}")
                 continue
             synced = sync(store, record_of_evidence(run, workspace / "reports" / "figures"))
             added = synced.added
-            if not has_model(store, synced.run_id):
+            model_id = find_model(store, synced.run_id)
+            if model_id is None:
                 trained = workspace / "runs" / run.key
                 if not _has_weights(trained, run.provenance.weights_sha256):
                     done["without_weights"].append(run.key)
@@ -96,19 +104,28 @@ def publish(workspace: Path, load_classifier: "Callable[[Path], Module] | None" 
                     try:
                         with tempfile.TemporaryDirectory() as temporary:
                             model = export_model(load_classifier(trained), Path(temporary) / "model")
-                            upload_model(store, synced.run_id, run.key, model)
+                            model_id = upload_model(store, synced.run_id, run.key, model)
                         added += 1
                     except Exception as error:  # a net that does not export must not hide the other runs
-                        reason = (str(error) or type(error).__name__).splitlines()[0]
-                        done["problems"].append(f"{run.key}: its model was not logged: {reason}")
+                        done["problems"].append(f"{run.key}: its model was not logged: {_reason(error)}")
+            if model_id is not None:
+                nets.append(Trained(run, synced.run_id, model_id))
             done["created" if synced.created else "completed" if added else "unchanged"].append(run.key)
+        try:
+            done["registered"] = register(store, nets)
+        except Exception as error:  # a server may have no registry, or not let everyone write to it
+            done["problems"].append(f"models were not registered, the next publish tries again: {_reason(error)}")
+        report_run = None
         if (workspace / "reports" / "README.md").is_file():
-            done[_publish_report(store, workspace / "reports")].append(REPORT)
+            report_run, kind = _publish_report(store, workspace / "reports")
+            done[kind].append(REPORT)
+        show_experiment(store, report_run)
     return PublishSummary(shown(uri), **{kind: tuple(names) for kind, names in done.items()})
 
 
-def _publish_report(store: Store, reports: Path) -> str:
-    """A run that holds the report's pages and figures; replaced as a whole when one of them changed."""
+def _publish_report(store: Store, reports: Path) -> tuple[str, str]:
+    """A run that holds the report's pages and figures; replaced as a whole when one of them changed. Its id, and what
+    was done."""
     pages = [
         path
         for pattern in ("*.md", "models/*.md", "figures/*.png", "ablations/*.md", "ablations/figures/*.png")
@@ -119,7 +136,7 @@ def _publish_report(store: Store, reports: Path) -> str:
     with locked(store.lock):
         run, created = find_or_create(store, milliseconds(time.time()), {"uid": REPORT, "stage": REPORT}, REPORT)
         if run.data.tags.get(DIGEST) == digest:
-            return "unchanged"
+            return run.info.run_id, "unchanged"
         for path in pages:
             folder = path.parent.relative_to(reports)
             store.client.log_artifact(run.info.run_id, str(path), None if folder == Path() else str(folder))
@@ -127,12 +144,16 @@ def _publish_report(store: Store, reports: Path) -> str:
         store.client.set_tag(run.info.run_id, "mlflow.note.content", summary)
         store.client.set_terminated(run.info.run_id, "FINISHED")
         store.client.set_tag(run.info.run_id, DIGEST, digest)
-    return "created" if created else "completed"
+    return run.info.run_id, "created" if created else "completed"
 
 
 def _some(names: tuple[str, ...], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def _reason(error: Exception) -> str:
+    return shown((str(error) or type(error).__name__).splitlines()[0])
 
 
 def _has_weights(folder: Path, sha256: str) -> bool:

@@ -109,7 +109,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _tags(plan: Plan, origin: Origin) -> dict[str, str]:
     dirty = None if origin.git_dirty is None else json.dumps(origin.git_dirty)
-    paper = _paper(plan)
+    paper = paper_row(plan)
     tags: dict[str, str | None] = {
         "stage": "train",
         "uid": origin.uid,
@@ -131,7 +131,8 @@ def _tags(plan: Plan, origin: Origin) -> dict[str, str]:
         "mlflow.source.git.commit": origin.git_commit,
         "mlflow.note.content": (
             f"**{plan.model}**, seed {origin.seed}: {plan.layers} layers, {plan.parameters:,} parameters, "
-            f"trained by `{plan.recipe_name}` on {origin.device_name}.\n\nPaper: {paper}"
+            f"trained by `{plan.recipe_name}` on {origin.device_name}.\n\nPaper: {paper}\n\n"
+            "Report: `reports/README.md` in the repository, and the run `report`"
         ),
     }
     tags |= {f"versions.{name}": version for name, version in origin.versions.items()}
@@ -139,7 +140,7 @@ def _tags(plan: Plan, origin: Origin) -> dict[str, str]:
     return {key: value for key, value in tags.items() if value is not None}
 
 
-def _paper(plan: Plan) -> str:
+def paper_row(plan: Plan) -> str:
     """The published number that this run's row is judged against."""
     judged = None if plan.recipe.short else judged_against(plan.model)
     return f"{judged.source}: {judged.value}% ({judged.statistic})" if judged else "none"
