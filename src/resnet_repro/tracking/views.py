@@ -82,6 +82,7 @@ def _table() -> dict[str, Any]:
 def _charts() -> dict[str, Any]:
     section = {"uuid": "curves", "name": "Learning curves", "display": True, "isReordered": False, "deleted": False}
     common = {"metricSectionId": "curves", "deleted": False, "isGenerated": False, "runsCountToCompare": 10}
+    common |= {"lineSmoothness": 0, "useGlobalLineSmoothing": False}  # by default the UI smooths what was measured
     lines = [
         {"uuid": key, "type": "LINE", "metricKey": key, "selectedMetricKeys": [key], "displayName": key} | common
         for key in DRAWN
