@@ -48,8 +48,8 @@ def browser() -> Iterator[webdriver.Chrome]:
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chromedriver = shutil.which("chromedriver")
-    assert chromedriver, "chromium and chromium-driver are needed, as Debian packages them"
+    if (chromedriver := shutil.which("chromedriver")) is None:
+        pytest.skip("no browser: apt-get install chromium chromium-driver")
     with webdriver.Chrome(options, Service(chromedriver)) as driver:
         yield driver
 
