@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,22 +10,15 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from browser import NEEDS_CHROME, SECONDS, chrome, click, opens, sees, text
 from resnet_repro.tracking import connect, publish
 from resnet_repro.tracking.store import PATIENT, Store
 from tracking_records import classifier, closed_port, find, write_trained
 
-DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(DRIVER is None, reason="no browser: apt-get install chromium chromium-driver"),
-    pytest.mark.xdist_group("browser"),
-]
-SECONDS = 30.0
+pytestmark = [NEEDS_CHROME, pytest.mark.xdist_group("browser")]
 ERRORS = {("resnet20", 1): 5.25, ("resnet20", 2): 7.75, ("plain20", 1): 9.5, ("plain20", 2): 8.25}
 
 
@@ -67,47 +59,8 @@ def url(workspace: Path, store: Store) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    size = "--window-size=1600,1000"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", size):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def text(browser: webdriver.Chrome) -> str:
-    return browser.find_element(By.TAG_NAME, "body").text
-
-
-def sees(browser: webdriver.Chrome, *words: str) -> str:
-    """The page's text, once it says all of `words`."""
-
-    def said(_: object) -> bool:
-        return all(word in text(browser) for word in words)
-
-    wait = WebDriverWait(browser, SECONDS, ignored_exceptions=[StaleElementReferenceException])
-    wait.until(said, f"{words} is not on the page {browser.current_url}")
-    return text(browser)
-
-
-def click(browser: webdriver.Chrome, label: str) -> None:
-    """The link or the switch of that label; without the mouse, since MLflow's tips for new users lie over the page."""
-
-    def found(_: object) -> WebElement | None:
-        shown = f"//*[self::a or self::label or self::button][normalize-space()='{label}']"
-        return next((one for one in browser.find_elements(By.XPATH, shown) if one.is_displayed()), None)
-
-    element = WebDriverWait(browser, SECONDS).until(found, f"no {label!r} to click on {browser.current_url}")
-    if element.get_attribute("target") == "_blank":  # MLflow opens the links of a description in a new tab
-        opens(browser, element.get_attribute("href"))
-    else:
-        browser.execute_script("arguments[0].click()", element)
-
-
-def opens(browser: webdriver.Chrome, url: str) -> None:
-    browser.get("about:blank")  # an address that differs in its #fragment only would load nothing
-    browser.get(url)
+    with chrome() as driver:
+        yield driver
 
 
 def test_the_table_the_curves_the_report_and_the_best_model_are_two_clicks_away(

@@ -35,6 +35,33 @@ def stale() -> None:
 
 
 @app.command()
+def farm(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="runs, models, or what `dvc repro` takes; dvc.yaml if left out")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="how many runs share a device; as `make scale` measured it if left out")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="local, or ray: the machines of a Ray cluster")] = "local",
+    address: Annotated[
+        str, typer.Option(help="of the Ray cluster; `auto` is the one that this machine is in")
+    ] = "auto",
+) -> None:
+    """Do what `dvc repro --allow-missing` does, with many runs at once. Ctrl-C stops it; the same command goes on."""
+    from rich.console import Console
+
+    from resnet_repro import farm as module
+
+    params = load(Path("params.yaml"))
+    if executor not in module.EXECUTORS:
+        raise ReproError(f"--executor is one of {', '.join(module.EXECUTORS)}, not {executor}")
+    try:
+        module.farm(Path(), params, targets or (), Console(), executor, jobs, address)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
 def publish() -> None:
     """Bring MLflow up to date with the committed evidence; change nothing that is there."""
     from resnet_repro.experiment import load_classifier

@@ -28,6 +28,8 @@ from resnet_repro.workspace import LockFileError, stages_of
 
 CACHE = Path(".cache/speed.json")
 BUDGET_SECONDS = 30.0
+FARM = "RESNET_REPRO_FARM"
+"""set in the environment of stages that `resnet-repro farm` runs"""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,15 @@ def stale_runs(workspace: Path, params: Params) -> list[str]:
     return stale
 
 
-def estimate(workspace: Path, keys: Sequence[str], params: Params) -> list[Estimate]:
-    """Estimate the runs, measuring models that were never timed here for at most BUDGET_SECONDS in all."""
-    plans = {params.runs[key].model: None for key in keys}
+def estimate(
+    workspace: Path, keys: Sequence[str], params: Params, budget_seconds: float | None = None
+) -> list[Estimate]:
+    """Estimate the runs, measuring models that were never timed here for at most BUDGET_SECONDS, or another time, in
+    all; 0 measures nothing."""
+    runs = params.runs | params.ablations
+    plans = {runs[key].model: None for key in keys}
     cache = _read_cache(workspace)
-    deadline = time.monotonic() + BUDGET_SECONDS
+    deadline = time.monotonic() + (BUDGET_SECONDS if budget_seconds is None else budget_seconds)
     resolved: dict[str, tuple[float, str] | None] = {}
     for model in plans:
         plan = _plan_of(workspace, params, model)
@@ -69,7 +75,7 @@ def estimate(workspace: Path, keys: Sequence[str], params: Params) -> list[Estim
     num_images = known or CIFAR10_TRAIN_IMAGES
     estimates = []
     for key in keys:
-        model = params.runs[key].model
+        model = runs[key].model
         speed = resolved[model]
         recipe = params.recipe_of(model)
         images = schedule.total_steps(recipe, num_images - recipe.held_out) * recipe.batch_size
@@ -86,6 +92,8 @@ def remember_speed(workspace: Path, plan: Plan, provenance: Provenance) -> None:
 
 def announce_once(workspace: Path, show: Callable[[str], None]) -> None:
     """Before the first training of a `dvc repro`, say what it would train and how long that should take."""
+    if FARM in os.environ:
+        return  # which has said it
     asker = psutil.Process(os.getpid()).parents()
     dvc = next((p for p in asker if any("dvc" in part for part in p.cmdline()[:3])), None)
     if dvc is None:

@@ -1,10 +1,11 @@
 """What a training shows while it runs: a bar on a terminal, a line per epoch elsewhere."""
 
+import re
 import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
@@ -12,6 +13,23 @@ from rich.progress import Progress as Bar
 
 from resnet_repro.evidence import Epoch, Origin, Plan
 from resnet_repro.training import Trainer
+
+EPOCH_LINE = re.compile(r"epoch (\d+)/(\d+), .*test error ([\d.]+)%.*, ([^,]+) left$")
+
+
+class EpochLine(NamedTuple):
+    """What a line of `Progress` says, as others read it."""
+
+    epoch: int
+    epochs: int
+    test_error_percent: float
+    left: str
+
+
+def read_line(line: str) -> EpochLine | None:
+    """Of the line that an epoch's end prints; None of any other."""
+    found = EPOCH_LINE.search(line)
+    return EpochLine(int(found[1]), int(found[2]), float(found[3]), found[4]) if found else None
 
 
 class Progress:
