@@ -9,9 +9,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PORT ?= 5000
 HOST := 127.0.0.1
 MODELS ?=
+PARTS ?=
 TESTS ?= tests
 
-.PHONY: help demo test test-long repro bench gpu-check ui plots tour lock check format requirements estimate
+.PHONY: help demo test test-long repro bench scale gpu-check ui plots tour lock check format requirements estimate
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -38,6 +39,10 @@ estimate: .venv/ready ## what `make repro` would train, and how long that takes 
 bench: .venv/ready ## the engine against the plain loop and its own ceiling -> reports/speed.md
 	@dvc repro --quiet prepare plan
 	@python benchmarks/speed.py $(MODELS)
+
+scale: .venv/ready ## what many runs cost and gain here (PARTS="packing farm noop publish simulate") -> reports/scale.md
+	@dvc repro --quiet prepare plan
+	@python benchmarks/scale.py $(PARTS)
 
 gpu-check: .venv/ready ## the tests that need a CUDA device, then the bench
 	@pytest -q -m gpu tests

@@ -1,5 +1,5 @@
-"""One contestant of the benchmark, in a process of its own: reads a number of seconds, trains that long, and
-answers with images per second. Started by speed.py.
+"""One contestant of a benchmark, in a process of its own: reads a number of seconds, trains that long, and answers
+with images per second, and the trainer with when it had trained how many. Started by speed.py and scale.py.
 
     python benchmarks/worker.py VARIANT MODEL [MODE]
 """
@@ -46,20 +46,28 @@ class FixedBatch:
         return self.images
 
 
-def timed(trainer: Any, engine: ResolvedEngine) -> Callable[[float], float]:
+def timed(trainer: Any, engine: ResolvedEngine, marks: list[tuple[float, int]]) -> Callable[[float], float]:
+    """`marks`: when (the machine's clock, seconds) how many images had been trained, of the last turn."""
+
     def run(seconds: float) -> float:
-        synchronize(engine.device)
-        began, first = time.perf_counter(), trainer.step
+        first, size = trainer.step, trainer.recipe.batch_size
+
+        def mark() -> None:
+            synchronize(engine.device)
+            marks.append((time.monotonic(), (trainer.step - first) * size))
 
         def over() -> bool:
-            if engine.device == "cuda" and trainer.step % 50 == 0:
-                synchronize(engine.device)  # else the host would run ahead of what is timed
-            return time.perf_counter() - began >= seconds
+            if engine.device != "cuda" or trainer.step % 50 == 0:
+                mark()  # on CUDA the host would else run ahead of what is timed
+            return time.monotonic() - began >= seconds
 
-        while time.perf_counter() - began < seconds:
+        marks.clear()
+        mark()
+        began = marks[0][0]
+        while time.monotonic() - began < seconds:
             trainer.run_epoch(over)
-        synchronize(engine.device)
-        return (trainer.step - first) * trainer.recipe.batch_size / (time.perf_counter() - began)
+        mark()
+        return marks[-1][1] / (marks[-1][0] - began)
 
     return run
 
@@ -82,12 +90,14 @@ def peak_arithmetic(engine: ResolvedEngine) -> float:
 def main(variant: str, model: str, mode: str = "auto") -> None:
     params = load(Path("params.yaml"))
     plan = Plan.read(Path("plans") / f"{model}.json") if _planned(model) else _plan(params, model)
-    plan = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"batch_size": 128, "last_batch": "drop"})})
+    endless = plan.recipe.schedule.model_copy(update={"stop": 10**9})
+    same = {"batch_size": 128, "last_batch": "drop", "schedule": endless}
+    plan = plan.model_copy(update={"recipe": plan.recipe.model_copy(update=same)})
     engine = resolve(params.engine.model_copy(update={"mode": mode, **OTHER_WAYS.get(variant, {})}))
     arrays: Arrays = load_arrays(DATA)
     system = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     facts: dict[str, Any] = {"engine": str(engine), "device": device_name(engine.device), "system": system}
-    parts = None
+    parts, marks = None, list[tuple[float, int]]()
     if variant == "plain":
         run = plain_loop(build_model(plan.architecture), arrays.train_images, arrays.train_labels, 128, engine)
     else:
@@ -100,7 +110,7 @@ def main(variant: str, model: str, mode: str = "auto") -> None:
             fixed = trainer.images.take(views.index[batch], views.row[batch], views.column[batch], views.flip[batch])
             fixed = fixed.contiguous(memory_format=torch.channels_last)
             trainer.images = FixedBatch(fixed, trainer.images.labels, trainer.images.mean)
-        run = timed(trainer, engine)
+        run = timed(trainer, engine, marks)
         run(0.0)  # no step
         trainer.run_epoch(lambda first=trainer.step: trainer.step > first)
         synchronize(engine.device)
@@ -109,7 +119,7 @@ def main(variant: str, model: str, mode: str = "auto") -> None:
     for line in sys.stdin:
         if line.strip() == "end":
             break
-        print(json.dumps({"images_per_second": run(float(line))}), flush=True)
+        print(json.dumps({"images_per_second": run(float(line)), "marks": marks}), flush=True)
     last: dict[str, Any] = {"peak_memory_bytes": peak_memory_bytes(engine.device)}
     if variant == "engine" and parts is not None:
         for _ in range(2):  # the first compiles
