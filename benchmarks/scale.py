@@ -48,8 +48,8 @@ class Size:
     jobs: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     turn_seconds: float = 30.0
     turns: int = 3
-    small_runs: int = 3
-    small_epochs: int = 20
+    small_runs: int = 2
+    small_epochs: int = 10
     rounds: int = 3
     runs: int = 300
     epochs: int = 200

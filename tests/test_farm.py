@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from farm_workspace import LONG, THREE, build_rows, is_as_dvc_repro_leaves_it
 from killing import REPOSITORY
 from ray_cluster import Cluster
 from resnet_repro.engine import device_name
+from resnet_repro.farm.cluster import resources_of
 from resnet_repro.farm.local import Update, jobs_per_device
 from resnet_repro.farm.show import View
 from resnet_repro.farm.work import FarmError, Job, find_work, in_order, makespan, sort_locks, targets_of
@@ -75,11 +77,16 @@ class TestParts:
         (tmp_path / "reports/scale/cpu.json").write_text(json.dumps(content | {"device": "another"}))
         assert jobs_per_device(tmp_path, "cpu", ["resnet20"]) == 1
 
+    def test_tasks_share_a_gpu_or_a_machine(self) -> None:
+        nodes = [{"Alive": True, "Resources": {"CPU": cores}} for cores in (16.0, 8.0, 0.0)]
+        cluster = SimpleNamespace(nodes=lambda: nodes, cluster_resources=lambda: {"CPU": 24.0})
+        assert resources_of(cluster, jobs=2) == {"num_cpus": 4}
+        with_gpus = SimpleNamespace(cluster_resources=lambda: {"CPU": 24.0, "GPU": 3.0})
+        assert resources_of(with_gpus, jobs=4) == {"num_gpus": 0.25, "num_cpus": 1}
+
     def test_the_summary_has_the_last_words_of_what_failed(self) -> None:
         jobs = [Job("a-1", ("train@a-1",)), Job("b-1", ("train@b-1",)), Job("c-1", ("train@c-1",))]
         with View(jobs, console := Console(file=None, record=True)) as view:
-            for job in jobs[:2]:
-                view.started(job)
             lines = (
                 "Running stage 'train@a-1':",
                 "a-1: epoch 3/9, step 3/9, test error 12.30%, 9 images/s, 1 h 2 min left",

@@ -13,7 +13,7 @@ import sqlalchemy
 
 from resnet_repro.farm.work import makespan
 from resnet_repro.params import load
-from resnet_repro.tracking.store import hurried
+from resnet_repro.tracking.store import hurried, is_fresh
 
 ROOT = Path(__file__).parent.parent
 MEASURED = {
@@ -133,10 +133,10 @@ def test_only_a_new_database_is_written_without_waiting_for_the_disk(tmp_path: P
             connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS points (value)")
             return int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
 
-    with hurried(uri):
+    with hurried(is_fresh(uri)):
         assert synchronous() == 0
     assert synchronous() == 2
-    with hurried(uri):
+    with hurried(is_fresh(uri)):
         assert synchronous() == 2
 
 

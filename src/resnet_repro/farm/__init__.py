@@ -71,9 +71,7 @@ def run_jobs(executor: Executor, jobs: Sequence[Job], view: View) -> None:
     waiting, running = list(jobs), 0
     while waiting or running:
         while waiting and executor.has_room():
-            job = waiting.pop(0)
-            executor.start(job)
-            view.started(job)
+            executor.start(waiting.pop(0))
             running += 1
         for update in executor.poll():
             view.update(update)

@@ -51,7 +51,7 @@ class Cluster:
             ) from None
         for module in (child, worker):
             ray.cloudpickle.register_pickle_by_value(module)
-        self.resources = _resources(ray, jobs)
+        self.resources = resources_of(ray, jobs)
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -110,9 +110,6 @@ class Cluster:
         error = self.ray.exceptions
         try:
             report = self.ray.get(next(generator))
-        except StopIteration:
-            del self.running[generator]
-            return
         except error.RayError as failure:
             del self.running[generator]
             raised = isinstance(failure, error.RayTaskError) and not isinstance(failure.cause, error.RayError)
@@ -126,11 +123,13 @@ class Cluster:
             return
         if report.checkpoint:
             self._keep_checkpoint(*report.checkpoint)
+        if report.returncode is not None:
+            del self.running[generator]  # whatever becomes of that worker now
         if report.returncode == 0:
             for name, content in report.files:
                 write_atomically(self.workspace / name, content)
             self.arrived.append((job, report))
-        elif report.lines or report.returncode:
+        else:
             self.updates.append(Update(job, report.where, report.lines, report.returncode))
 
     def _keep_checkpoint(self, name: str, content: bytes) -> None:
@@ -224,7 +223,7 @@ def _default_remote(workspace: Path) -> dict[str, str]:
         return {key: str(value) for key, value in repo.config["remote"][name].items()}
 
 
-def _resources(ray: Any, jobs: int) -> dict[str, float]:
+def resources_of(ray: Any, jobs: int) -> dict[str, float]:
     """What one task takes."""
     if ray.cluster_resources().get("GPU"):
         return {"num_gpus": 1 / jobs, "num_cpus": 1}

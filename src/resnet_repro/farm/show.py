@@ -24,7 +24,7 @@ class Row:
     """A job as it is seen."""
 
     job: Job
-    state: str = "waits"  # runs, done, failed
+    state: str = "waiting"  # running, done, failed
     where: str = ""
     stage: str = ""
     epoch: EpochLine | None = None
@@ -55,14 +55,12 @@ class View:
         if self.live:
             self.live.stop()
 
-    def started(self, job: Job) -> None:
-        row = self.rows[job.run]
-        row.state, row.started = "runs", time.monotonic()
-        expected = f", some {duration(job.seconds)}" if job.seconds and job.seconds >= 1 else ""
-        self._say(f"{job.run}: started{expected}")
-
     def update(self, update: Update) -> None:
         row = self.rows[update.job.run]
+        if row.state == "waiting":
+            row.state, row.started = "running", time.monotonic()
+            expected = f", some {duration(row.job.seconds)}" if row.job.seconds and row.job.seconds >= 1 else ""
+            self._say(f"{row.job.run}: started on {update.where}{expected}")
         row.where, row.lines, row.seconds = update.where, update.lines, time.monotonic() - row.started
         for line in reversed(update.lines):
             if line.startswith("Running stage '"):
@@ -103,15 +101,15 @@ class View:
         table = Table("run", "stage", "where", "epoch", "test error", "left", box=None, pad_edge=False)
         states = [row.state for row in self.rows.values()]
         room = max(self.console.height - 4, 5)
-        order = {"failed": 0, "runs": 1, "waits": 2, "done": 3}
+        order = {"failed": 0, "running": 1, "waiting": 2, "done": 3}
         for row in sorted(self.rows.values(), key=lambda row: order[row.state])[:room]:
-            epoch, stage = row.epoch, row.stage if row.state == "runs" else row.state
-            left = epoch.left if epoch and row.state == "runs" and stage == "train" else ""
-            if row.state == "waits" and row.job.seconds:
+            epoch, stage = row.epoch, row.stage if row.state == "running" else row.state
+            left = epoch.left if epoch and row.state == "running" and stage == "train" else ""
+            if row.state == "waiting" and row.job.seconds:
                 left = duration(row.job.seconds)
             cells = [row.job.run, stage, row.where, f"{epoch.epoch}/{epoch.epochs}" if epoch else ""]
             cells += [f"{epoch.test_error_percent:.2f}%" if epoch else "", left]
             table.add_row(*map(Text, cells), style="red" if row.state == "failed" else "")
-        counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "runs", "waits", "failed"))
+        counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "running", "waiting", "failed"))
         table.caption = f"{counts}; {duration(time.monotonic() - self.began)}"
         return table

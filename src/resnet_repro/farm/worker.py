@@ -89,6 +89,7 @@ def work(
     if asked_to_stop():
         yield Report(where, ("it was stopped before it began",), returncode=1)
         return
+    yield Report(where)
     shared = Path(tempfile.gettempdir()) / f"resnet-repro-{getpass.getuser()}"
     shared.mkdir(mode=0o700, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=shared, prefix=f"{run}-"))

@@ -2,13 +2,17 @@
 
 import gc
 import hashlib
+import multiprocessing
+import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +27,13 @@ from resnet_repro.tracking.store import (
     PATIENT,
     PROCESS,
     Store,
+    Synced,
     TrackingError,
     connect,
     explain,
     find_or_create,
     hurried,
+    is_fresh,
     load_mlflow,
     locked,
     shown,
@@ -41,6 +47,8 @@ if TYPE_CHECKING:
 
 REPORT, DIGEST = "report", "report_sha256"
 SILENT_SECONDS, SILENT_EPOCHS = 86400.0, 20.0  # a run of another host is given up when it is silent for both
+RUNS_PER_PROCESS = 50
+"""fewer are published sooner than another process has imported MLflow"""
 
 
 @dataclass(frozen=True)
@@ -84,18 +92,16 @@ def publish(workspace: Path, load_classifier: "Callable[[Path], Module] | None" 
     uri = tracking_uri(workspace)
     done: dict[str, list[str]] = {kind.name: [] for kind in fields(PublishSummary)[1:]}
     nets: list[Trained] = []
-    with _explained(uri), _uncollected(), hurried(uri):
+    with _explained(uri), _uncollected(), hurried(fresh := is_fresh(uri)):
         store = connect(workspace)
         done["closed"] = _close_abandoned(store)
         found = (workspace.glob(f"reports/{runs}/*/{evidence.PROVENANCE}") for runs in ("runs", "ablations/runs"))
-        for folder in sorted(path.parent for paths in found for path in paths):
-            try:
-                run = RunEvidence.read(folder)
-            except (OSError, ValueError) as error:
-                where = folder.relative_to(workspace)
-                done["problems"].append(f"{where} cannot be read, not published: {_reason(error)}")
+        folders = sorted(path.parent for paths in found for path in paths)
+        for folder, outcome in zip(folders, _all_synced(store, workspace, folders, fresh), strict=True):
+            if isinstance(outcome, str):
+                done["problems"].append(f"{folder.relative_to(workspace)} cannot be read, not published: {outcome}")
                 continue
-            synced = sync(store, record_of_evidence(run, workspace / "reports" / "figures"))
+            run, synced = outcome
             added = synced.added
             model_id = find_model(store, synced.run_id)
             if model_id is None:
@@ -123,6 +129,46 @@ def publish(workspace: Path, load_classifier: "Callable[[Path], Module] | None" 
             done[kind].append(REPORT)
         show_experiment(store, report_run)
     return PublishSummary(shown(uri), **{kind: tuple(names) for kind, names in done.items()})
+
+
+def _all_synced(
+    store: Store, workspace: Path, folders: Sequence[Path], fresh: bool
+) -> Iterator[tuple[RunEvidence, Synced] | str]:
+    """Each folder's run, which MLflow then has, or why it cannot be read. MLflow's time is Python's, so many runs are
+    shared among processes."""
+    workers = min(os.cpu_count() or 1, len(folders) // RUNS_PER_PROCESS)
+    if workers < 2:
+        yield from map(partial(_synced, store, workspace), folders)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _Process.begin, (workspace, fresh)) as pool:
+        yield from pool.map(_Process.synced, folders, chunksize=5)
+
+
+def _synced(store: Store, workspace: Path, folder: Path) -> tuple[RunEvidence, Synced] | str:
+    try:
+        run = RunEvidence.read(folder)
+    except (OSError, ValueError) as error:
+        return _reason(error)
+    return run, sync(store, record_of_evidence(run, workspace / "reports" / "figures"))
+
+
+class _Process:
+    """What one of the processes holds."""
+
+    workspace: Path
+    store: Store
+    open = ExitStack()
+
+    @classmethod
+    def begin(cls, workspace: Path, fresh: bool) -> None:
+        cls.open.enter_context(_uncollected())
+        cls.open.enter_context(hurried(fresh))
+        cls.workspace, cls.store = workspace, connect(workspace)
+
+    @classmethod
+    def synced(cls, folder: Path) -> tuple[RunEvidence, Synced] | str:
+        return _synced(cls.store, cls.workspace, folder)
 
 
 def _publish_report(store: Store, reports: Path) -> tuple[str, str]:

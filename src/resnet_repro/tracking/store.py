@@ -167,9 +167,15 @@ def check_sqlite(file: Path, busy_seconds: float) -> None:
         raise TrackingError(f"MLflow cannot use {file}: {error}; {remedy}") from error
 
 
+def is_fresh(uri: str) -> bool:
+    """Whether it is a sqlite file that does not exist yet."""
+    file = _sqlite_file(uri)
+    return file is not None and not file.exists()
+
+
 @contextmanager
-def hurried(uri: str) -> Iterator[None]:
-    """Do not wait for the disk while a new sqlite file is filled: that is half the time, since MLflow ends eight
+def hurried(fresh: bool) -> Iterator[None]:
+    """Do not wait for the disk while a fresh sqlite file is filled: that is half the time, since MLflow ends eight
     transactions for each run. A power cut can damage the file; what it has by then can be published again."""
     from sqlalchemy import event
     from sqlalchemy.pool import Pool
@@ -181,8 +187,7 @@ def hurried(uri: str) -> Iterator[None]:
 
         return hook
 
-    file = _sqlite_file(uri)
-    hooks = {} if file is None or file.exists() else {"checkout": set_to("OFF"), "checkin": set_to("FULL")}
+    hooks = {"checkout": set_to("OFF"), "checkin": set_to("FULL")} if fresh else {}
     for name, hook in hooks.items():
         event.listen(Pool, name, hook)
     try:
