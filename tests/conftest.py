@@ -2,6 +2,7 @@
 of several folders share: the handwritten digits as an archive, a server, the demo, and the count of faults."""
 
 import fcntl
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -20,6 +21,8 @@ from resnet_repro.demo import run_demo
 from sources import Answer, Digits, Server
 
 torch.set_num_threads(1)
+# what a shell runs in the background ignores Ctrl-C, and so would all that the tests start and stop by it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 

@@ -35,7 +35,7 @@ class Cluster:
         try:
             import ray
         except ImportError:
-            raise FarmError('Ray is not installed: pip install "resnet-repro[ray]"') from None
+            raise FarmError('Ray is not installed: pip install --editable ".[ray]"') from None
         _refuse_dirty(workspace)
         self.workspace, self.ray, self.updates = workspace, ray, deque[Update]()
         self.running: dict[Any, tuple[Job, int]] = {}
