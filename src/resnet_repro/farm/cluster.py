@@ -187,11 +187,10 @@ class Batch:
         """Where dvc.lock says something else than the worker's did."""
         for _, report in self.arrived:
             for stage, entry in report.locked:
-                file, _, name = stage.rpartition(":")
-                path = self.workspace / (file or "dvc.yaml").replace(".yaml", ".lock")
-                stages = stages_of(path.read_bytes())
+                lock, name = worker.lock_of(stage)
+                stages = stages_of((self.workspace / lock).read_bytes())
                 if isinstance(stages, LockFileError) or stages.get(name) != entry:
-                    yield f"{path.name} has another {stage} than the worker's: has the workspace changed?"
+                    yield f"{lock} has another {stage} than the worker's: has the workspace changed?"
 
 
 def _lost(failure: Exception) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from resnet_repro.errors import ReproError
 from resnet_repro.estimate import estimate
+from resnet_repro.evidence import write_atomically
 from resnet_repro.params import Params
 from resnet_repro.workspace import LOCKS
 
@@ -115,7 +116,7 @@ def sort_locks(workspace: Path, order: dict[str, list[str]]) -> None:
             shown = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=workspace, capture_output=True, check=False)
             sorted_text = in_order(text := path.read_text(encoding="utf-8"), shown.stdout.decode(), stages)
             if sorted_text != text:
-                path.write_text(sorted_text, encoding="utf-8")
+                write_atomically(path, sorted_text.encode())
 
 
 def _split(lock: str) -> tuple[str, dict[str, str]]:

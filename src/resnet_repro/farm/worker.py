@@ -174,7 +174,12 @@ def _read(path: Path, root: Path) -> tuple[str, bytes] | None:
         return None
 
 
-def _entry(clone: Path, stage: str) -> dict[str, Any]:
+def lock_of(stage: str) -> tuple[str, str]:
+    """Which dvc.lock has a stage, and under what name, of its address: [ablations/dvc.yaml:]NAME."""
     file, _, name = stage.rpartition(":")
-    lock = YAML(typ="safe").load(clone / (file or "dvc.yaml").replace(".yaml", ".lock"))
-    return dict(lock["stages"][name])
+    return (file or "dvc.yaml").replace(".yaml", ".lock"), name
+
+
+def _entry(clone: Path, stage: str) -> dict[str, Any]:
+    lock, name = lock_of(stage)
+    return dict(YAML(typ="safe").load(clone / lock)["stages"][name])
