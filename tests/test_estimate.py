@@ -1,9 +1,11 @@
 """What `dvc repro` would train, and how long that takes."""
 
 import hashlib
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from resnet_repro import estimate
 from resnet_repro.params import load
@@ -58,6 +60,16 @@ def test_a_trained_speed_replaces_the_measured_one(workspace: Path, monkeypatch:
     trained = estimate.estimate(workspace, ["plain8-2"], params)[0]
     steps = params.recipe_of("plain8").schedule.stop * -(-50_000 // 64)
     assert trained == estimate.Estimate("plain8-2", steps * 64 / 1000.0, "training")
+
+
+def test_a_net_whose_loss_is_not_finite_takes_its_time(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(net: torch.nn.Module, *_: object) -> None:
+        for parameter in net.parameters():
+            torch.nn.init.constant_(parameter, math.inf)
+
+    monkeypatch.setattr(estimate, "initialize", diverge)
+    [measured] = estimate.estimate(workspace, ["plain8-2"], load(workspace / "params.yaml"))
+    assert measured.seconds is not None
 
 
 def test_without_time_it_says_so(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
