@@ -191,7 +191,8 @@ def publish(size: Size) -> dict[str, Any]:
 def simulate(size: Size) -> dict[str, Any]:
     runs = every_run(load(Path("params.yaml")), size.seeds)
     models = Counter(run.model for run in runs.values())
-    for model in list(models)[: size.models]:
+    known = [seconds is not None for seconds, _ in _estimates(list(models), 0.0)]
+    for model in [model for model, done in zip(models, known, strict=True) if not done][: size.models]:
         child = multiprocessing.get_context("spawn").Process(target=_measure, args=(model, size.model_seconds))
         child.start()
         child.join()

@@ -129,11 +129,12 @@ def simulate_section(measured: Mapping[str, Any]) -> str:
     known = {model: one for model, one in models.items() if one["seconds"] is not None}
     unknown = ", ".join(model for model in models if model not in known)
     seconds = sorted((one["seconds"] for one in known.values() for _ in range(one["runs"])), reverse=True)
-    steps = sum(one["measured"] == "steps" for one in known.values())
+    trained = sum(one["measured"] == "training" for one in known.values())
     text = (
         f"{len(seconds)} runs of {len(known)} models: {measured['seeds']} of every model in params.yaml, of the "
-        "ablations' as many as stand there; the longest first, one at a time on a device. The time of "
-        f"{steps} models is that of a few uncompiled steps, an upper bound, that of the others was taken in training."
+        "ablations' as many as stand there; the longest first, one at a time on a device. A run's time "
+        "is that of its steps, as a few uncompiled ones took them, which is an upper bound"
+        + (f"; that of {trained} models was taken in training." if trained else ".")
     )
     text += f" {unknown}: {NOT_MEASURED}, and left out." if unknown else ""
     if not known:
