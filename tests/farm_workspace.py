@@ -29,9 +29,8 @@ def build_rows(workspace: Path, names: Sequence[str] = ()) -> None:
     (workspace / ARCHIVE).parent.mkdir(parents=True)
     read = YAML(typ="safe").load
     params, data = read(REPOSITORY / "params.yaml"), read(REPOSITORY / "src/resnet_repro/demo.yaml")["data"]
-    rows = {key: row for key, row in params["runs"].items() if "_short" not in key}
-    assert len(rows) == 12
-    params["runs"] = {key: row for key, row in rows.items() if not names or key in names}
+    assert len(params["runs"]) == 12
+    params["runs"] = {key: row for key, row in params["runs"].items() if not names or key in names}
     params["models"] = {row["model"]: params["models"][row["model"]] for row in params["runs"].values()}
     params["models"]["resnet20"]["changes"] = {"schedule": {"stop": LONG_STEPS}}
     used = sorted({model["recipe"] for model in params["models"].values()})

@@ -28,14 +28,14 @@ REPOSITORY = Path(__file__).parents[1]
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUM_TEST_IMAGES = 1000
 TINY_MODELS = {
-    "plain8": {"architecture": {"family": "plain", "depth": 8}, "recipe": "he2015_short"},
-    "resnet8": {"architecture": {"family": "resnet", "depth": 8}, "recipe": "he2015_short"},
+    "plain8": {"architecture": {"family": "plain", "depth": 8}, "recipe": "he2015_brief"},
+    "resnet8": {"architecture": {"family": "resnet", "depth": 8}, "recipe": "he2015_brief"},
     "resnet11": {
         "architecture": {"family": "resnet", "depth": 11, "block": "bottleneck"},
-        "recipe": "he2015_short",
+        "recipe": "he2015_brief",
     },
-    "preact8": {"architecture": {"family": "preact", "depth": 8}, "recipe": "he2015_short"},
-    "wrn10_2": {"architecture": {"family": "wide", "depth": 10, "widen_factor": 2}, "recipe": "he2015_short"},
+    "preact8": {"architecture": {"family": "preact", "depth": 8}, "recipe": "he2015_brief"},
+    "wrn10_2": {"architecture": {"family": "wide", "depth": 10, "widen_factor": 2}, "recipe": "he2015_brief"},
 }
 
 

@@ -152,7 +152,7 @@ def test_evaluation(disk: Disk, tmp_path: Path, injected: Injections) -> None:
 @needs_disks
 @pytest.mark.fault("the disk fills, or is read-only, during the report", PROMISE)
 def test_report(disk: Disk, tmp_path: Path, injected: Injections) -> None:
-    write_workspace(tmp_path, [FakeRun("resnet20_short")])
+    write_workspace(tmp_path, [FakeRun("resnet20_brief")])
     fill_and_lock(disk, injected, 1, 30, tmp_path, "report", "out")
 
 
@@ -165,7 +165,7 @@ def report_as_command(workspace: Path) -> None:
 @needs_disks
 @pytest.mark.fault("the disk fills, or is read-only, during the report", PROMISE)
 def test_the_command(disk: Disk, tmp_path: Path) -> None:
-    write_workspace(tmp_path, [], not_run=[FakeRun("resnet20_short")])
+    write_workspace(tmp_path, [], not_run=[FakeRun("resnet20_brief")])
     shutil.copytree(tmp_path / "reports", disk.folder / "reports")
     shutil.rmtree(tmp_path / "reports")
     (tmp_path / "reports").symlink_to(disk.folder / "reports")

@@ -102,7 +102,7 @@ def test_evaluation(tmp_path: Path, injected: Injections) -> None:
 
 @pytest.mark.fault("`kill -9` during the report", RERUN)
 def test_report(tmp_path: Path, injected: Injections) -> None:
-    write_workspace(tmp_path, [FakeRun("resnet20_short")])
+    write_workspace(tmp_path, [FakeRun("resnet20_brief")])
     kill_stage(injected, injected.count(60, 5), injected.count(1, 15), tmp_path, "out", "report", "out")
 
 
@@ -125,7 +125,7 @@ def publish_all(workspace: Path) -> None:
 @pytest.mark.fault("`kill -9` during `publish`", "publishing again leaves no gap, no duplicate and no run that runs")
 @pytest.mark.parametrize("has_tables", [True, False])
 def test_publish(tmp_path: Path, injected: Injections, has_tables: bool) -> None:
-    write_workspace(tmp_path, [FakeRun("resnet20_short", 1), FakeRun("resnet20_short", 2)])
+    write_workspace(tmp_path, [FakeRun("resnet20_brief", 1), FakeRun("resnet20_brief", 2)])
     (tmp_path / "reports/README.md").write_text("# Results\n\n| model |\n\n## Figures\n")
     database, log, shown = tmp_path / "mlflow.db", tmp_path / "log", tmp_path / "shown.json"
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}"}

@@ -11,7 +11,7 @@ RUNS = [
     FakeRun("preact110", 1, 6.3, precision="bf16"),
     FakeRun("preact110", 2, 6.5, precision="fp32"),
     FakeRun("lasagne_wide", 1, 5.3),
-    FakeRun("resnet20_short", 1, 14.6),
+    FakeRun("resnet20_brief", 1, 14.6),
 ]
 NOT_RUN = [FakeRun("resnet110"), FakeRun("wrn16_4")]
 UNNAMED = [FakeRun("resnet20", 4, 99.0)]
@@ -30,7 +30,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         FakeRun("resnet20", 1, 8.5),
         FakeRun("resnet20", 2, 8.7),
         FakeRun("preact110", 1, 6.3),
-        FakeRun("resnet20_short", 1, 14.6),
+        FakeRun("resnet20_brief", 1, 14.6),
     ]
     workspace = write_workspace(tmp_path_factory.mktemp("report"), runs, not_run=[FakeRun("wrn16_4")])
     write_report(workspace, workspace / "reports")

@@ -68,8 +68,8 @@ RUNS = [
     *seeds("plain20_batch_statistics", 13.0, spread=0.0),
     *seeds("resnet20_no_norm", 20.0),
     *seeds("plain20_no_norm", 15.0),
-    *seeds("resnet20_short", 14.0),
-    *seeds("plain20_short", 19.0),
+    *seeds("resnet20_brief", 14.0),
+    *seeds("resnet20_brief_fp32", 19.0),
 ]
 
 
@@ -150,7 +150,7 @@ def test_of_two_precisions_the_one_with_more_runs_counts(evidence: Evidence) -> 
 
 
 def test_short_schedules_test_no_claim(evidence: Evidence) -> None:
-    assert finding(evidence, lower("resnet20_short", "plain20_short")).verdict is Answer.NOT_RUN
+    assert finding(evidence, lower("resnet20_brief", "resnet20_brief_fp32")).verdict is Answer.NOT_RUN
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def test_one_row_per_model_in_the_order_of_the_runs(workspace: Path) -> None:
         "plain20",
         "preact110",
         "lasagne_wide",
-        "resnet20_short",
+        "resnet20_brief",
         "resnet110",
         "wrn16_4",
     ]

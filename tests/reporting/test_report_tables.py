@@ -111,11 +111,11 @@ def test_a_bound_is_no_number_to_differ_from(tmp_path: Path) -> None:
 
 
 def test_short_schedules_stand_apart_without_published_numbers(evidence: Evidence, table: pd.DataFrame) -> None:
-    assert "resnet20_short" not in table.index
+    assert "resnet20_brief" not in table.index
     short = short_table(evidence.short)
-    assert list(short["model"]) == ["resnet20_short"]
+    assert list(short["model"]) == ["resnet20_brief"]
     assert short.loc[0, "last epoch, mean"] == "14.60"
-    assert short.loc[0, "epochs"] == "10"
+    assert short.loc[0, "epochs"] == "3"
     assert not {"paper", "source project", "difference to the paper"} & set(short.columns)
 
 
@@ -141,8 +141,8 @@ def test_metrics_of_the_rows_that_ran(evidence: Evidence, report: Path) -> None:
 
 def test_curves_file_is_the_histories(report: Path) -> None:
     curves = pd.read_csv(report / "curves.csv")
-    assert set(curves["model"]) == {"resnet20", "preact110", "resnet20_short"}
-    assert len(curves) == 3 * 164 + 10
+    assert set(curves["model"]) == {"resnet20", "preact110", "resnet20_brief"}
+    assert len(curves) == 3 * 164 + 3
     one = curves[curves["run"] == "resnet20-2"].reset_index(drop=True)
     history = read_history(report / "runs" / "resnet20-2")
     columns = ["epoch", "step", "train_error_percent", "test_error_percent", "train_loss"]

@@ -20,7 +20,7 @@ RUNS = [
     FakeRun("plain20", 1, 9.4, precision="bf16", device="cpu"),
     *(FakeRun("preact110", seed, error) for seed, error in enumerate((6.3, 6.5), 1)),
     *(FakeRun("lasagne_wide", seed, error) for seed, error in enumerate((5.25, 5.3, 5.35), 1)),
-    FakeRun("resnet20_short", 1, 14.6),
+    FakeRun("resnet20_brief", 1, 14.6),
 ]
 
 
@@ -166,7 +166,7 @@ def test_headlines(rows: dict[str, Row]) -> None:
         "plain20": "not enough runs to say",
         "lasagne_wide": "reproduced",
         "wrn16_4": "not run",
-        "resnet20_short": "–",
+        "resnet20_brief": "–",
     }
     assert {name: headline(rows[name], SETTINGS) for name in expected} == expected
     unprinted = rows["resnet20"].plan.model_copy(update={"model": "of_ones_own"})

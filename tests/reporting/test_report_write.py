@@ -57,7 +57,7 @@ def test_every_figure_is_a_picture_in_both_formats(report: Path) -> None:
         "curves_preact110",
         "confusion_resnet20",
         "confusion_preact110",
-        "confusion_resnet20_short",
+        "confusion_resnet20_brief",
     }
     for name in names:
         with Image.open(report / "figures" / f"{name}.png") as picture:
@@ -95,8 +95,8 @@ def test_every_figure_is_in_the_readme(report: Path) -> None:
 def test_published_numbers_stand_only_above_the_short_table(report: Path) -> None:
     main, short = (report / "README.md").read_text().split("## Short schedules")
     assert "8.75" in main
-    assert "resnet20_short" not in main
-    assert "resnet20_short" in short
+    assert "resnet20_brief" not in main
+    assert "resnet20_brief" in short
     assert "8.75" not in short
 
 
