@@ -4,7 +4,7 @@ The papers: He 2015 (arXiv 1512.03385), He 2016 (arXiv 1603.05027), Zagoruyko 20
 The source projects: github.com/a-martyn/resnet and
 github.com/FlorianMuellerklein/Identity-Mapping-ResNet-Lasagne with its ReScience article.
 
-Models are named as in `params.yaml`. Nets that only a table knows (`original1001`) are named alike.
+Models are named as in `params.yaml`. Nets that are only in a table (`original110_bn_after_addition`) are named alike.
 """
 
 from collections.abc import Iterable
@@ -288,10 +288,13 @@ NUM_PARAMETERS = {
     "wrn16_10_zca": 17_116_634,
     "wrn16_4": 2_748_890,
     "wrn16_4_dropout": 2_748_890,
+    "wrn52_1": 758_362,
+    "wrn52_1_dropout": 758_362,
     "wrn16_8": 10_961_370,
     "wrn40_4": 8_949_210,
     "wrn28_10": 36_479_194,
     "wrn28_10_dropout": 36_479_194,
+    "wrn40_10_dropout": 55_841_754,
     "lasagne110": 1_732_538,
     "lasagne164": 1_711_322,
 }
