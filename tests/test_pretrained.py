@@ -257,6 +257,9 @@ def test_predict_takes_the_published_weights_where_no_run_is_trained(
     by_file = CliRunner().invoke(app, command)
     assert by_file.stdout == by_run.stdout
     assert json.loads(by_file.stdout)[0]["run"] == "resnet20-1"
+    assert CliRunner().invoke(app, [*command, "--model", "resnet20-1"]).stdout == by_run.stdout
+    with pytest.raises(ReproError, match="no model or run resnet20-2"):  # another seed than the published one
+        find_weights(workspace, "resnet20-2")
     with pytest.raises(ReproError, match=r"`dvc pull runs/resnet32-1`.*published in pretrained/: resnet20"):
         find_weights(workspace, "resnet32")
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from resnet_repro.errors import ReproError
+from resnet_repro.mistakes import printable
 from resnet_repro.params import load
 from resnet_repro.stage import complain, disk_explained
 
@@ -195,13 +196,13 @@ def predict(
     if others:
         typer.echo(f"{others} files in the folders are no images, by their names: left out", err=True)
     if not paths:
-        raise ReproError(f"no image files in {', '.join(map(module.shown, images))}")
+        raise ReproError(f"no image files in {', '.join(map(printable, images))}")
     if sheet is not None and os.path.realpath(sheet) in map(os.path.realpath, paths):
-        raise ReproError(f"{module.shown(sheet)} is one of the images: draw the contact sheet elsewhere")
+        raise ReproError(f"{printable(sheet)} is one of the images: draw the contact sheet elsewhere")
     if weights.is_dir():
         run, classifier, classes = weights.name, load_classifier(weights), module.class_names(Path())
     else:
-        classifier, metadata = read_published(weights.parent, model)
+        classifier, metadata = read_published(weights.parent, weights.stem)
         run, classes = metadata.provenance.key, metadata.classes
     found = module.predict(classifier, paths, classes, top_k)
     terminal = Console(stderr=True)
@@ -212,7 +213,7 @@ def predict(
         complain(problem)
     if sheet is not None and len(problems) < len(predictions):
         drawn = module.write_sheet(predictions, sheet)
-        typer.echo(f"{module.shown(sheet)} shows {drawn} of {len(predictions)} images", err=True)
+        typer.echo(f"{printable(sheet)} shows {drawn} of {len(predictions)} images", err=True)
     raise typer.Exit(1 if problems else 0)
 
 

@@ -148,6 +148,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def printable(text: object) -> str:
+    """A name for a terminal or a file: what is not printable, escape sequences say, is spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
     """The end of a sentence that says that `name` is not known."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)

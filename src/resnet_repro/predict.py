@@ -32,11 +32,11 @@ from resnet_repro.engine import configure, resolve
 from resnet_repro.errors import DataError, ReproError
 from resnet_repro.evaluation import Evaluator, batches
 from resnet_repro.evidence import WEIGHTS, write_atomically
-from resnet_repro.mistakes import nearest
+from resnet_repro.mistakes import nearest, printable
 from resnet_repro.models import NUM_CLASSES
 from resnet_repro.models.classifier import Classifier, to_fastest_layout
 from resnet_repro.params import Engine, load
-from resnet_repro.pretrained import FOLDER, published
+from resnet_repro.pretrained import FOLDER, published, read_published
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485
@@ -100,10 +100,10 @@ def read_image(path: Path) -> Tensor:
     except UnidentifiedImageError:
         reason = f"no image, or damaged at its start; those that are read are {', '.join(FORMATS)}"
     except Exception as error:  # what a damaged file raises is not foreseeable
-        reason = f"damaged ({type(error).__name__}: {shown(error)[:200]}): take a whole copy, or save it anew"
+        reason = f"damaged ({type(error).__name__}: {printable(error)[:200]}): take a whole copy, or save it anew"
         if isinstance(error, OSError) and error.filename:  # it could not be opened
             reason = str(error.strerror)
-    raise ImageError(f"{shown(path)}: {reason}")
+    raise ImageError(f"{printable(path)}: {reason}")
 
 
 def _middle_square(image: Image.Image) -> np.ndarray:
@@ -153,7 +153,7 @@ def trained_run(workspace: Path, name: str) -> Path:
     keys = {run.model: key for key, run in reversed(runs.items())} | {key: key for key in runs}
     here = f"; trained here: {', '.join(run.name for run in trained)}" if trained else ""
     if name not in keys:
-        raise ReproError(f"params.yaml has no model or run {shown(name)}{nearest(name, keys)}")
+        raise ReproError(f"params.yaml has no model or run {printable(name)}{nearest(name, keys)}")
     stage = f"train@{keys[name]}" if keys[name] in params.runs else f"ablations/dvc.yaml:train@{keys[name]}"
     raise ReproError(
         f"the weights of {name} are not here: `dvc pull runs/{keys[name]}` fetches them where a remote has them, "
@@ -163,16 +163,19 @@ def trained_run(workspace: Path, name: str) -> Path:
 
 
 def find_weights(workspace: Path, name: str) -> Path:
-    """The folder of `trained_run`, or the file of the model `name` that is published where no run of it is trained.
+    """The folder of `trained_run`, or where it is not trained here the published file of that model, or of that run.
 
     Raises:
         ReproError: there is neither; it says how to get it.
+        CheckpointError: the published file is damaged.
     """
     try:
         return trained_run(workspace, name)
     except ReproError:
-        if name in (files := published(workspace / FOLDER)):
-            return files[name]
+        files = published(workspace / FOLDER)
+        model = name if name in files else name.rpartition("-")[0]
+        if model in files and (name == model or name == read_published(workspace / FOLDER, model)[1].provenance.key):
+            return files[model]
         raise
 
 
@@ -223,18 +226,13 @@ def predict(
             yield from (one if one.image is None else replace(one, top=next(tops)) for one in those)
 
 
-def shown(name: object) -> str:
-    """A name for a terminal or a file: what is not printable, escape sequences say, is spelt out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
-
-
 def as_table(predictions: Iterable[Prediction], run: str) -> str:
     """For a terminal: a row for each image that could be read."""
     table = Table("file", "class", "probability", box=None, pad_edge=False, title=run, title_justify="left")
     for one in predictions:
         if one.top:
             names, chances = zip(*one.top, strict=True)
-            cells = (shown(one.path), "\n".join(names), "\n".join(f"{chance:7.2%}" for chance in chances))
+            cells = (printable(one.path), "\n".join(names), "\n".join(f"{chance:7.2%}" for chance in chances))
             table.add_row(*(Text(cell, overflow="fold") for cell in cells))
     console = Console(width=max(Console().width, 80))
     with console.capture() as captured:
@@ -251,7 +249,7 @@ def as_json(predictions: Iterable[Prediction], run: str) -> str:
 def as_csv(predictions: Iterable[Prediction], run: str) -> str:
     """The same, with what is not printable in a name spelt out."""
     buffer = io.StringIO()
-    rows = ((shown(file), *others) for file, *others in _rows(predictions, run))
+    rows = ((printable(file), *others) for file, *others in _rows(predictions, run))
     csv.writer(buffer, lineterminator="\n").writerows([FIELDS, *rows])
     return buffer.getvalue()
 
@@ -279,7 +277,7 @@ def write_sheet(predictions: Iterable[Prediction], path: Path) -> int:
         left, top = index % columns * width + 14, index // columns * height + 8
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         sheet.paste(picture.resize((3 * SIZE, 3 * SIZE), Image.Resampling.NEAREST), (left, top))
-        name, (likeliest, chance) = shown(one.path.name), one.top[0]
+        name, (likeliest, chance) = printable(one.path.name), one.top[0]
         text = f"{name if len(name) <= 16 else name[:15] + '…'}\n{likeliest} {chance:.0%}"
         draw.multiline_text((left, top + 3 * SIZE + 2), text, "black", font, spacing=2)
     buffer = io.BytesIO()
@@ -287,5 +285,5 @@ def write_sheet(predictions: Iterable[Prediction], path: Path) -> int:
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as error:
-        raise ReproError(f"the contact sheet {shown(path)} cannot be written: {error.strerror}") from None
+        raise ReproError(f"the contact sheet {printable(path)} cannot be written: {error.strerror}") from None
     return len(drawn)

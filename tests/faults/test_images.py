@@ -25,7 +25,8 @@ from killing import make_trained
 from reliability import Injections
 from resnet_repro.cli import app
 from resnet_repro.errors import ReproError
-from resnet_repro.predict import FORMATS, WRITERS, ImageError, Prediction, find_images, read_image, shown, write_sheet
+from resnet_repro.mistakes import printable
+from resnet_repro.predict import FORMATS, WRITERS, ImageError, Prediction, find_images, read_image, write_sheet
 
 AREA = "Images"
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
@@ -269,8 +270,8 @@ def test_hostile_names(tmp_path: Path, name: str) -> None:
     seen = [Prediction(Path(name), torch.zeros(3, 32, 32, dtype=torch.uint8), (("dog", 0.5),))]
     written = {form: write(seen, "net-1") for form, write in WRITERS.items()}
     assert all(text.replace("\n", "").isprintable() for text in written.values())
-    assert shown(name) in written["table"]
-    assert shown(name) in next(csv.DictReader(io.StringIO(written["csv"])))["file"]
+    assert printable(name) in written["table"]
+    assert printable(name) in next(csv.DictReader(io.StringIO(written["csv"])))["file"]
     assert json.loads(written["json"])[0]["file"] == name
     assert write_sheet(seen, tmp_path / "sheet.png") == 1
 

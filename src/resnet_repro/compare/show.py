@@ -16,6 +16,7 @@ from rich.text import Text
 from resnet_repro.compare import METRICS, Comparison, Group, Run
 from resnet_repro.errors import ReproError
 from resnet_repro.evidence import write_atomically
+from resnet_repro.mistakes import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ MAX_PANELS = 12
 
 def print_table(found: Comparison, console: Console) -> None:
     """What differs, a column a side; under it, in words, what the test errors allow to say."""
-    names = [side.name for side in found.sides]
+    names = [printable(side.name) for side in found.sides]  # and all else: it may come from anybody's commit
     if found.params is not None:
         table = _table("params.yaml", names)
         _section(table, "parameters", found.params)
@@ -44,10 +45,10 @@ def print_table(found: Comparison, console: Console) -> None:
             )
         console.print(table)
         for verdict in group.verdicts:
-            console.print(Text(f"\n{_safe(verdict.text)}"))
+            console.print(Text(f"\n{printable(verdict.text)}"))
         console.print()
     if found.same:
-        console.print(Text(f"The same trainings on all sides: {_safe(', '.join(found.same))}"))
+        console.print(Text(f"The same trainings on all sides: {printable(', '.join(found.same))}"))
     elif not found.groups:
         console.print("No run has evidence on all sides.")
     if len(verdicts := [verdict for group in found.groups for verdict in group.verdicts if verdict.test]) > 1:
@@ -55,10 +56,12 @@ def print_table(found: Comparison, console: Console) -> None:
 
 
 def _table(title: str, heads: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False, title=Text(_safe(title), "bold") if title else None, title_justify="left")
+    table = Table(
+        box=None, pad_edge=False, title=Text(printable(title), "bold") if title else None, title_justify="left"
+    )
     table.add_column("", overflow="fold", min_width=36)
     for head in heads:
-        table.add_column(Text(_safe(head), "bold", overflow="fold"), justify="right", overflow="fold")
+        table.add_column(Text(head, "bold", overflow="fold"), justify="right", overflow="fold")
     return table
 
 
@@ -72,13 +75,13 @@ def _section(table: Table, title: str, rows: Mapping[str, tuple[Any, ...]]) -> N
     table.add_row(Text(f"{title} that differ" if rows else f"no {title} differ", "bold"))
     for name, values in rows.items():
         cells = [Text("–", "dim") if value is None else Text(_value(value), overflow="fold") for value in values]
-        table.add_row(Text(f"  {_safe(name)}", overflow="fold"), *cells)
+        table.add_row(Text(f"  {printable(name)}", overflow="fold"), *cells)
 
 
 def _value(value: Any) -> str:
     """As YAML has it, but of a digest as much as tells it from others."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return re.sub("[0-9a-f]{40,}", lambda digest: digest[0][:10], _safe(text))
+    return re.sub("[0-9a-f]{40,}", lambda digest: digest[0][:10], printable(text))
 
 
 def _numbers(values: tuple[tuple[float, ...], ...], style: str, digits: int) -> Iterator[Text]:
@@ -94,11 +97,6 @@ def _numbers(values: tuple[tuple[float, ...], ...], style: str, digits: int) -> 
             gap = f"{fmean(some) - fmean(values[0]):+,.{digits}f}".replace("-", "−")
             cell.append(f"  ({gap})", "cyan")
         yield cell
-
-
-def _safe(text: str) -> str:
-    """Without what a terminal would obey: names and values may come from anybody's commit."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def as_json(found: Comparison) -> str:
@@ -176,7 +174,7 @@ def _draw(found: Comparison, groups: list[Group]) -> "Figure":
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, group in zip(panels, groups, strict=False):
         _draw_group(axes, found, group)
-        axes.set_title(_safe(group.name) if len(groups) > 1 or found.params is not None else "")
+        axes.set_title(printable(group.name) if len(groups) > 1 or found.params is not None else "")
     for axes in panels[len(groups) :]:
         axes.remove()
     styles = [
@@ -210,7 +208,7 @@ def _draw_group(axes: "Axes", found: Comparison, group: Group) -> None:
         for column, line in (("train_error_percent", style.TRAIN), ("test_error_percent", style.TEST)):
             band: dict[str, Any] = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.2, "linewidth": 0}}
             spread = band if len(curves) > 1 else {"errorbar": None}
-            label = f"{_safe(side.name)}: {end:.2f}%" if column == "test_error_percent" else None
+            label = f"{printable(side.name)}: {end:.2f}%" if column == "test_error_percent" else None
             sns.lineplot(table, x="epoch", y=column, ax=axes, color=colour, label=label, **spread, **line)
     axes.set(xlim=(0, last), ylim=(0, min(100.0, 1.05 * max(tops))), xlabel="epoch", ylabel="error (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
