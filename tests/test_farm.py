@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -22,10 +23,11 @@ from farm_workspace import LONG, THREE, build_rows, is_as_dvc_repro_leaves_it
 from killing import REPOSITORY
 from ray_cluster import Cluster
 from resnet_repro.engine import device_name
-from resnet_repro.farm.cluster import resources_of
-from resnet_repro.farm.local import Update, jobs_per_device
+from resnet_repro.farm.cluster import Batch, resources_of
+from resnet_repro.farm.local import TRIES, Update, jobs_per_device
 from resnet_repro.farm.show import View
 from resnet_repro.farm.work import FarmError, Job, find_work, in_order, makespan, sort_locks, targets_of
+from resnet_repro.farm.worker import Report
 from resnet_repro.params import load
 from small_workspace import is_alive, run, said, started
 
@@ -47,6 +49,33 @@ class TestParts:
         ]
         best = min(map(max, loads))
         assert best <= makespan(sorted(seconds, reverse=True), workers) <= best * (4 / 3 - 1 / (3 * workers)) + 1e-9
+
+    @pytest.mark.parametrize(
+        ("failure", "failures", "tries", "comes"),
+        [
+            ("ERROR: 'a' is busy, it is being blocked by: (PID 1): dvc status", 3, 5, True),  # 3, 1 and the commit
+            ("ERROR: 'a' is busy, it is being blocked by: (PID 1): dvc status", 99, TRIES + 1, False),
+            ("ERROR: failed to pull data", 3, 1, False),
+        ],
+    )
+    def test_runs_come_home_past_another_dvc(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str, failures: int, tries: int, comes: bool
+    ) -> None:
+        log = tmp_path / "log"
+        fake = f"""
+import sys
+with open({str(log)!r}, "a+") as log:
+    log.write(".")
+    if log.tell() <= {failures}:
+        sys.exit({failure!r})
+"""
+        monkeypatch.setattr("resnet_repro.farm.cluster.dvc", lambda *_: [sys.executable, "-c", fake])
+        job = Job("plain8-1", ("train@plain8-1", "evaluate@plain8-1"))
+        batch = Batch(tmp_path, [(job, Report("a node", returncode=0))])
+        while (problem := batch.poll()) is None:
+            time.sleep(0.01)
+        assert problem == (() if comes else (failure,))
+        assert len(log.read_text()) == tries
 
     def test_new_stages_go_where_dvc_yaml_has_them(self) -> None:
         lock = (REPOSITORY / "dvc.lock").read_text()

@@ -16,7 +16,7 @@ from resnet_repro.estimate import FARM
 from resnet_repro.evidence import write_atomically
 from resnet_repro.farm import child, worker
 from resnet_repro.farm.child import Child, dvc, environment_of
-from resnet_repro.farm.local import LOGS, Update
+from resnet_repro.farm.local import LOGS, TRIES, Update, is_busy
 from resnet_repro.farm.work import FarmError, Job
 from resnet_repro.workspace import LockFileError, stages_of
 
@@ -162,25 +162,31 @@ class Batch:
         stages = [stage for job, _ in arrived for stage in job.stages]
         trained = [stage for stage in stages if "train@" in stage]
         evaluated = [stage for stage in stages if "evaluate@" in stage]
-        self.commands = [dvc("repro", "--pull", "--single-item", *trained)] if trained else []
+        self.commands = [("repro", "--pull", "--single-item", *trained)] if trained else []
         # not out of the run cache: DVC has none for stages whose outputs it does not cache
-        self.commands += [dvc("commit", "--quiet", "--force", *evaluated)] if evaluated else []
+        self.commands += [("commit", "--quiet", "--force", *evaluated)] if evaluated else []
         self.process: Child | None = None
+        self.tries = TRIES
 
     def poll(self) -> tuple[str, ...] | None:
         """None while they are on their way; then what went wrong, line by line, or nothing."""
         if self.process is None:
             environment = environment_of(self.workspace, {**os.environ, FARM: "1"})
-            self.process = Child(self.commands.pop(0), self.workspace, environment, self.workspace / LOGS / "home.log")
-        lines, code = tuple(self.process.lines()), self.process.poll()
+            command = dvc("--wait-for-lock", *self.commands[0])
+            self.process = Child(command, self.workspace, environment, self.workspace / LOGS / "home.log")
+        code, lines = self.process.poll(), tuple(self.process.lines())
         if any(line.startswith("Running stage") for line in lines):
             self.process.kill()  # not to be trained here
             return (*lines, "DVC's run cache has no such training: has the workspace changed since the farm began?")
         if code is None:
             return None
+        self.process = None
+        if code and self.tries and is_busy(lines):
+            self.tries -= 1
+            return None
         if code:
             return lines
-        self.process = None
+        del self.commands[0]
         return None if self.commands else tuple(self._differences())
 
     def _differences(self) -> Iterator[str]:

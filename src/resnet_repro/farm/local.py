@@ -66,7 +66,7 @@ class Local:
         updates = []
         for job, device, child, tries in list(self.running.values()):
             code, lines = child.poll(), child.lines()
-            if code and tries and any(sign in line for line in lines for sign in BUSY):
+            if code and tries and is_busy(lines):
                 self._start(job, device, tries - 1)
                 continue
             if code is not None:
@@ -95,6 +95,11 @@ class Local:
         command = dvc("--wait-for-lock", "repro", "--single-item", *job.stages)
         child = Child(command, self.workspace, environment, self.workspace / LOGS / f"{job.run}.log")
         self.running[job.run] = (job, device, child, tries)
+
+
+def is_busy(lines: Iterable[str]) -> bool:
+    """Whether DVC gave up because another DVC works in the workspace."""
+    return any(sign in line for line in lines for sign in BUSY)
 
 
 def devices_of(wanted: str) -> list[str]:
