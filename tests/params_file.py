@@ -70,6 +70,7 @@ models:
       family: wide
       depth: 10
       block: basic
+      activation: original
       widen_factor: 2
       shortcut: A
       dropout: 0.3

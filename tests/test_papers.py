@@ -186,6 +186,12 @@ def test_every_full_length_run_has_something_to_be_judged_against() -> None:
     assert {model for model in models - full if judged_against(model)} == set()
 
 
+def test_a_run_of_every_judged_number_is_one_line() -> None:
+    """A net for whatever the papers print, and for what a row of a source project is measured against."""
+    printed = {n.model for n in PAPERS} | {n.model for n in SOURCE_PROJECTS if n.role == "judged"}
+    assert printed - set(PARAMS.models) == set()
+
+
 def test_parameter_counts_are_of_known_models() -> None:
     assert set(NUM_PARAMETERS) <= set(PARAMS.models)
 

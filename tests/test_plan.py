@@ -107,6 +107,10 @@ def test_every_option_of_a_recipe_is_seen(original, changes, component):
         {"family": "plain"},
         {"depth": 14},
         {"depth": 11, "block": "bottleneck"},
+        {"depth": 8, "block": "single_layer"},
+        {"activation": "bn_after_addition"},
+        {"activation": "relu_before_addition"},
+        {"activation": "relu_only_preactivation"},
     ],
     ids=str,
 )

@@ -186,6 +186,39 @@ CLAIMS: tuple[Claim, ...] = (
         (Gap("resnet110_no_warmup", "resnet110", low=0, high=0, margin="margin_points"),),
     ),
     Claim(
+        "Normalising after the addition hurts",
+        "With it, residual nets of 110 and 164 layers have a higher test error than with the original unit.",
+        "He 2016, section 4.1 and Table 2",
+        (
+            lower("resnet110", "original110_bn_after_addition"),
+            lower("original164", "original164_bn_after_addition"),
+        ),
+    ),
+    Claim(
+        "A ReLU before the addition hurts",
+        "Where the residual function ends in one, nets of 110 and 164 layers have a higher test error.",
+        "He 2016, section 4.1 and Table 2",
+        (
+            lower("resnet110", "original110_relu_before_addition"),
+            lower("original164", "original164_relu_before_addition"),
+        ),
+    ),
+    Claim(
+        "Pre-activation by ReLU alone changes little",
+        "Where only the ReLU comes before the weights, the test error is similar to the original unit's.",
+        "He 2016, section 4.1 and Table 2",
+        tuple(
+            Gap(f"original{depth}_relu_only_preactivation", original, low=0, high=0, margin="margin_points")
+            for depth, original in ((110, "resnet110"), (164, "original164"))
+        ),
+    ),
+    Claim(
+        "Pre-activation helps units of a single layer",
+        "With a shortcut around every layer, 110 layers have a lower test error where they are pre-activated.",
+        "He 2016, Table 3",
+        (lower("preact110_single_layer", "original110_single_layer"),),
+    ),
+    Claim(
         "Pre-activation helps at 110 layers",
         "The pre-activation unit has a lower test error than the original one.",
         "He 2016, Table 3",

@@ -4,7 +4,7 @@ The papers: He 2015 (arXiv 1512.03385), He 2016 (arXiv 1603.05027), Zagoruyko 20
 The source projects: github.com/a-martyn/resnet and
 github.com/FlorianMuellerklein/Identity-Mapping-ResNet-Lasagne with its ReScience article.
 
-Models are named as in `params.yaml`. Nets that are only in a table (`original110_bn_after_addition`) are named alike.
+Models are named as in `params.yaml`.
 """
 
 from collections.abc import Iterable
@@ -272,6 +272,11 @@ NUM_PARAMETERS = {
     "resnet1202": 19_421_274,
     "plain20_a_martyn": 269_722,
     "resnet20_a_martyn": 269_722,
+    "original110_single_layer": 1_727_962,  # its 108 convolutions have the shapes of the 54 units' two
+    "preact110_single_layer": 1_727_962,
+    "original110_bn_after_addition": 1_727_962,
+    "original110_relu_before_addition": 1_727_962,
+    "original110_relu_only_preactivation": 1_727_962,
     "preact110": 1_727_962,
     "preact164": 1_703_258,
     "preact1001": 10_327_706,

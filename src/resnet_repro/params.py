@@ -76,13 +76,16 @@ class BatchNorm(Section):
 class Architecture(Section):
     """One net. `family` fixes the unit, `depth` the number of weighted layers.
 
-    plain, resnet: He 2015; preact, original: He 2016 (the pre-activation and the original unit);
+    plain, resnet: He 2015, and what He 2016 calls the original unit and its variants; preact: He 2016;
     wide: Zagoruyko 2016; lasagne: what the Lasagne project really builds.
     """
 
     family: Literal["plain", "resnet", "preact", "wide", "lasagne"]
     depth: Annotated[int, Field(gt=0, le=100_000)]
-    block: Literal["basic", "bottleneck"] = "basic"
+    block: Literal["basic", "bottleneck", "single_layer"] = "basic"
+    """the weighted layers of one unit: two 3x3, 1x1 3x3 1x1, or one 3x3"""
+    activation: Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation"] = "original"
+    """He 2016, Figure 4 (a) to (d), for the family resnet; (e), full pre-activation, is the family preact"""
     widen_factor: Annotated[int, Field(gt=0, le=1000)] = 1
     shortcut: Literal["A", "B", "C", "reshape"] | None = None
     """He 2015 section 3.3: A zero padding, B projection where the shape changes, C projection everywhere;
@@ -104,8 +107,12 @@ class Architecture(Section):
                 f"depth {self.depth} does not exist for {self.family} nets of {self.block} blocks: "
                 f"it is {step}n+{offset}, such as {' or '.join(map(str, near))}"
             )
-        if self.family in ("plain", "wide") and self.block == "bottleneck":
+        if self.family in ("plain", "wide") and self.block != "basic":
             raise ValueError(f"{self.family} nets have basic blocks only")
+        if self.family == "lasagne" and self.block == "single_layer":
+            raise ValueError("lasagne nets have basic or bottleneck blocks")
+        if self.activation != "original" and self.family != "resnet":
+            raise ValueError("activation is for the family resnet")
         if self.family == "plain" and self.shortcut is not None:
             raise ValueError("a plain net has no shortcuts: leave `shortcut` out")
         if self.widen_factor != 1 and self.family not in ("wide", "lasagne"):
@@ -116,9 +123,9 @@ class Architecture(Section):
 
     @property
     def depth_rule(self) -> tuple[int, int]:
-        """(step, offset) of the depths that exist: 6n+2 (He 2015), 9n+2 (He 2016), 6n+4 (Zagoruyko 2016)."""
-        if self.block == "bottleneck":
-            return 9, 2
+        """(step, offset) of the depths that exist: 6n+2 (He 2015), 9n+2 or 3n+2 (He 2016), 6n+4 (Zagoruyko 2016)."""
+        if self.block != "basic":
+            return (9 if self.block == "bottleneck" else 3), 2
         wide = self.family == "wide" or (self.family == "lasagne" and self.widen_factor > 1)
         return (6, 4) if wide else (6, 2)
 

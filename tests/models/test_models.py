@@ -22,6 +22,11 @@ PARAMETERS = {
     "resnet56": 853_018,
     "resnet110": 1_727_962,
     "resnet1202": 19_421_274,
+    # He 2016, Tables 2 and 3: what moves a ReLU or a normalisation, or adds shortcuts without weights, leaves all
+    **{f"{unit}110_single_layer": 1_727_962 for unit in ("original", "preact")},
+    "original110_bn_after_addition": 1_727_962,
+    "original110_relu_before_addition": 1_727_962,
+    "original110_relu_only_preactivation": 1_727_962,
     # He 2016, Table 4: 1.7M, 1.7M, 10.2M (which leaves normalisation out: 10,178,490)
     "preact110": 1_727_962,
     "preact164": 1_703_258,
@@ -109,6 +114,8 @@ def test_a_depth_says_how_many_blocks(model):
     params = MODELS[model].architecture
     if params.block == "bottleneck":  # 9n+2, He 2016
         n = (params.depth - 2) // 9
+    elif params.block == "single_layer":
+        n = (params.depth - 2) // 3
     elif params.family == "wide":  # 6n+4, Zagoruyko 2016
         n = (params.depth - 4) // 6
     else:  # 6n+2, He 2015
@@ -159,11 +166,15 @@ def test_a_familys_own_shortcut(family, block, expected):
     assert {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in named.items()}
 
 
+FIGURE_4 = ("original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation")
 VARIANTS = [
     *(architecture(f, shortcut=s) for f in ("resnet", "preact") for s in ("A", "B", "C", "reshape")),
     architecture("plain"),
     architecture("resnet", 11, block="bottleneck"),
     architecture("preact", 11, block="bottleneck"),
+    *(architecture(f, block="single_layer") for f in ("resnet", "preact")),
+    *(architecture("resnet", activation=a) for a in FIGURE_4),
+    *(architecture("resnet", 11, block="bottleneck", activation=a) for a in FIGURE_4[1:]),
     architecture("wide", 10, widen_factor=2, dropout=0.3),
     architecture("lasagne"),
     architecture("lasagne", 11, block="bottleneck"),
@@ -232,7 +243,36 @@ def as_in_he2015(w: Weights, x: Tensor, n: int, residual: bool) -> Tensor:
     return w.classify(x)
 
 
-def as_in_he2016(w: Weights, x: Tensor, n: int, bottleneck: bool) -> Tensor:
+def as_in_figure_4(w: Weights, x: Tensor, n: int, layers: int, order: str = "original") -> Tensor:
+    """He 2016, Figure 4 (a) to (d), with the projections of docs/assumptions.md where there are three layers."""
+    x = w.activate(w.convolve(x))
+    for group in range(3):
+        for block in range(n):
+            stride = 2 if group > 0 and block == 0 else 1
+            start = x.clamp(min=0) if order == "relu_only_preactivation" else x
+            y = w.convolve(start, stride)
+            for _ in range(layers - 1):
+                y = w.convolve(w.activate(y))
+            if order != "bn_after_addition":
+                y = w.normalize(y)
+            if order == "relu_before_addition":
+                y = y.clamp(min=0)
+            if y.shape == x.shape:
+                x = x + y
+            elif layers == 3:
+                projected = w.convolve(start, stride)
+                x = y + (projected if order == "bn_after_addition" else w.normalize(projected))
+            else:  # option A
+                y[:, : x.shape[1]] += x[:, :, ::stride, ::stride]
+                x = y
+            if order == "bn_after_addition":
+                x = w.normalize(x)
+            if order in ("original", "bn_after_addition"):
+                x = x.clamp(min=0)
+    return w.classify(x.clamp(min=0) if order == "relu_only_preactivation" else x)
+
+
+def as_in_he2016(w: Weights, x: Tensor, n: int, layers: int) -> Tensor:
     """Equations 1 and 5, and the appendix: x + F(x), full pre-activation; the first unit is activated before
     the paths split, and a projection is fed by the pre-activation (its released Lua code)."""
     x = w.convolve(x)
@@ -240,14 +280,12 @@ def as_in_he2016(w: Weights, x: Tensor, n: int, bottleneck: bool) -> Tensor:
         for block in range(n):
             stride = 2 if group > 0 and block == 0 else 1
             activated = w.activate(x)
-            if bottleneck:
-                y = w.convolve(activated, stride)
-                y = w.convolve(w.activate(w.convolve(w.activate(y))))
-            else:
-                y = w.convolve(w.activate(w.convolve(activated, stride)))
+            y = w.convolve(activated, stride)
+            for _ in range(layers - 1):
+                y = w.convolve(w.activate(y))
             if y.shape == x.shape:
                 x = (activated if group == block == 0 else x) + y
-            elif bottleneck:
+            elif layers == 3:
                 x = w.convolve(activated, stride) + y
             else:  # option A
                 source = activated if group == block == 0 else x
@@ -305,8 +343,14 @@ def random_net(params: Architecture) -> nn.Module:
     [
         (architecture("plain", 14), partial(as_in_he2015, n=2, residual=False)),
         (architecture("resnet", 20), partial(as_in_he2015, n=3, residual=True)),
-        (architecture("preact", 14), partial(as_in_he2016, n=2, bottleneck=False)),
-        (architecture("preact", 20, block="bottleneck"), partial(as_in_he2016, n=2, bottleneck=True)),
+        *(
+            (architecture("resnet", layers * 6 + 2, block=block, activation=order),
+             partial(as_in_figure_4, n=2, layers=layers, order=order))
+            for layers, block in enumerate(("single_layer", "basic", "bottleneck"), 1) for order in FIGURE_4
+        ),
+        (architecture("preact", 8, block="single_layer"), partial(as_in_he2016, n=2, layers=1)),
+        (architecture("preact", 14), partial(as_in_he2016, n=2, layers=2)),
+        (architecture("preact", 20, block="bottleneck"), partial(as_in_he2016, n=2, layers=3)),
         (architecture("wide", 16, widen_factor=2), partial(as_in_zagoruyko2016, n=2)),
         (architecture("wide", 16, widen_factor=1), partial(as_in_zagoruyko2016, n=2)),
         (architecture("lasagne", 14), partial(as_in_lasagne, counts=(2, 2, 2))),
@@ -317,7 +361,7 @@ def random_net(params: Architecture) -> nn.Module:
         (architecture("lasagne", 16, widen_factor=2), partial(as_in_lasagne, counts=(2, 4, 4))),
     ],
     ids=lambda p: str(p.model_dump(exclude_defaults=True)) if isinstance(p, Architecture) else "",
-)
+)  # fmt: skip
 def test_a_net_computes_what_its_paper_writes(params, paper):
     net = random_net(params)
     x = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -351,6 +395,7 @@ def test_the_normalisations_constants_arrive_everywhere():
     [
         ("plain", 8, "basic"),
         ("resnet", 11, "bottleneck"),
+        ("resnet", 8, "single_layer"),
         ("preact", 8, "basic"),
         ("preact", 11, "bottleneck"),
         ("wide", 10, "basic"),

@@ -49,7 +49,8 @@ class WeightFile(Section):
     @model_validator(mode="after")
     def _can_be_named(self) -> Self:
         net = self.architecture
-        if net.family not in ("plain", "resnet") or net.block != "basic" or net.shortcut not in (None, "A"):
+        named = net.family in ("plain", "resnet") and net.block == "basic" and net.activation == "original"
+        if not named or net.shortcut not in (None, "A"):
             raise ValueError("only plain nets and residual nets of basic blocks with option A can be audited")
         return self
 

@@ -86,6 +86,25 @@ def conv1x1(channels: int, out_channels: int, stride: int, params: Architecture,
     return nn.Conv2d(channels, out_channels, 1, stride=stride, bias=bias or params.batch_norm.kind == "none")
 
 
+def convolutions(channels: int, width: int, stride: int, params: Architecture) -> list[nn.Conv2d]:
+    """The weighted layers of one unit; a bottleneck's last has 4 x `width` channels.
+
+    A bottleneck has its stride in the first 1x1 (the authors' code, resnet-1k-layers), the Lasagne project's
+    in the 3x3; the last convolution of that project's units has a bias.
+    """
+    lasagne = params.family == "lasagne"
+    if params.block == "single_layer":
+        return [Conv3x3(channels, width, stride, params)]
+    if params.block == "basic":
+        return [Conv3x3(channels, width, stride, params), Conv3x3(width, width, 1, params, bias=lasagne)]
+    first, second = (1, stride) if lasagne else (stride, 1)
+    return [
+        conv1x1(channels, width, first, params),
+        Conv3x3(width, width, second, params),
+        conv1x1(width, 4 * width, 1, params, bias=lasagne),
+    ]
+
+
 class ZeroPad(nn.Module):
     """Option A (He 2015, section 3.3): every other pixel, zeros for the channels that are missing."""
 

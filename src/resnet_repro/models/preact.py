@@ -7,7 +7,7 @@ One class, since a wide net is a pre-activation net of basic blocks with more ch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_repro.models.layers import Conv3x3, Dropout, batch_norm, conv1x1, global_mean, shortcut
+from resnet_repro.models.layers import Conv3x3, Dropout, batch_norm, convolutions, global_mean, shortcut
 from resnet_repro.models.resnet import NUM_CLASSES
 from resnet_repro.params import Architecture
 
@@ -16,42 +16,23 @@ class PreActBlock(nn.Module):
     """x + residual(activate(x)).
 
     In the first block of a net the activation comes before the paths split; a projection always takes the
-    activated input (He 2016, appendix). An identity or parameter-free shortcut takes x itself, in a wide net
-    first block too (models/wide-resnet.lua; it matters where the factor is 1). A bottleneck has its stride in
-    the first 1x1 (resnet-pre-act.lua), the Lasagne project's in the 3x3.
+    activated input (He 2016, appendix). An identity or parameter-free shortcut takes x itself, in a wide net's
+    first block too (models/wide-resnet.lua; it matters where the factor is 1). Dropout comes before the last
+    convolution.
     """
 
     def __init__(
         self, channels: int, width: int, stride: int, kind: str, first: bool, index: int, params: Architecture
     ) -> None:
         super().__init__()
-        norm, bias = (
-            params.batch_norm,
-            params.family == "lasagne",
-        )  # its last convolution of a block has a bias
-        self.norm = batch_norm(channels, norm)
-        if params.block == "basic":
-            self.out_channels = width
-            layers = [
-                Conv3x3(channels, width, stride, params),
-                batch_norm(width, norm),
-                nn.ReLU(),
-                *([Dropout(params.dropout, index)] if params.dropout else []),
-                Conv3x3(width, width, 1, params, bias=bias),
-            ]
-        else:
-            self.out_channels = 4 * width
-            strides = (1, stride) if params.family == "lasagne" else (stride, 1)
-            layers = [
-                conv1x1(channels, width, strides[0], params),
-                batch_norm(width, norm),
-                nn.ReLU(),
-                Conv3x3(width, width, strides[1], params),
-                batch_norm(width, norm),
-                nn.ReLU(),
-                *([Dropout(params.dropout, index)] if params.dropout else []),
-                conv1x1(width, 4 * width, 1, params, bias=bias),
-            ]
+        self.norm = batch_norm(channels, params.batch_norm)
+        weighted = convolutions(channels, width, stride, params)
+        self.out_channels = weighted[-1].out_channels
+        layers: list[nn.Module] = [weighted[0]]
+        for convolution in weighted[1:]:
+            layers += [batch_norm(convolution.in_channels, params.batch_norm), nn.ReLU(), convolution]
+        if params.dropout:
+            layers.insert(-1, Dropout(params.dropout, index))
         self.residual = nn.Sequential(*layers)
         self.projection = shortcut(kind, channels, self.out_channels, stride, params)
         self.activates_both = (first and params.family != "wide") or isinstance(self.projection, nn.Conv2d)
@@ -66,7 +47,7 @@ class PreActResNet(nn.Module):
 
     def __init__(self, params: Architecture) -> None:
         super().__init__()
-        by_family = "A" if params.family == "preact" and params.block == "basic" else "B"
+        by_family = "A" if params.family == "preact" and params.block != "bottleneck" else "B"
         kind = params.shortcut or by_family
         self.stem = Conv3x3(3, 16, 1, params)
         channels, index, groups = 16, 0, []

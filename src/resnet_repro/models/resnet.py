@@ -1,58 +1,55 @@
 """Plain and residual nets of He et al. 2015, section 4.2: one class, the shortcuts are a switch.
 
 Depth 6n+2: a 3x3 convolution, three groups of n blocks with 16, 32 and 64 channels, global mean, linear.
-With bottleneck blocks (depth 9n+2) this is the "original unit" that He et al. 2016 compare with.
+With bottleneck blocks (depth 9n+2), or units of a single layer (3n+2), this is the "original unit" that
+He et al. 2016 compare with, and its variants.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_repro.models.layers import Conv3x3, batch_norm, conv1x1, global_mean, shortcut
+from resnet_repro.models.layers import Conv3x3, batch_norm, convolutions, global_mean, shortcut
 from resnet_repro.params import Architecture
 
 NUM_CLASSES = 10
 
 
 class Block(nn.Module):
-    """relu(residual(x) + shortcut(x)), normalisation after every convolution; a plain net has no shortcut."""
+    """relu(residual(x) + shortcut(x)), normalisation after every convolution; a plain net has no shortcut.
+
+    `activation` moves the last normalisation or ReLU, as in He 2016, Figure 4: behind or before the addition,
+    or the ReLU before the first convolution. There a projection takes what the convolutions take, an identity
+    or parameter-free shortcut x itself, as in the pre-activation nets.
+    """
 
     def __init__(self, channels: int, width: int, stride: int, kind: str | None, params: Architecture) -> None:
         super().__init__()
-        norm = params.batch_norm
-        if params.block == "basic":
-            self.out_channels = width
-            layers = [
-                Conv3x3(channels, width, stride, params),
-                batch_norm(width, norm),
-                nn.ReLU(),
-                Conv3x3(width, width, 1, params),
-                batch_norm(width, norm),
-            ]
-        else:  # the stride in the first 1x1, as in the authors' code (resnet-1k-layers)
-            self.out_channels = 4 * width
-            layers = [
-                conv1x1(channels, width, stride, params),
-                batch_norm(width, norm),
-                nn.ReLU(),
-                Conv3x3(width, width, 1, params),
-                batch_norm(width, norm),
-                nn.ReLU(),
-                conv1x1(width, 4 * width, 1, params),
-                batch_norm(4 * width, norm),
-            ]
-        self.residual = nn.Sequential(*layers)
+        self.activation = params.activation
+        layers: list[nn.Module] = []
+        for convolution in convolutions(channels, width, stride, params):
+            self.out_channels = convolution.out_channels
+            layers += [convolution, batch_norm(self.out_channels, params.batch_norm), nn.ReLU()]
+        moved_out = {"relu_before_addition": 0, "bn_after_addition": 2}.get(self.activation, 1)
+        self.residual = nn.Sequential(*layers[: len(layers) - moved_out])
         self.projection: nn.Module | None = None
         if kind is not None:
             self.projection = shortcut(kind, channels, self.out_channels, stride, params)
-            if isinstance(self.projection, nn.Conv2d):
+            if isinstance(self.projection, nn.Conv2d) and self.activation != "bn_after_addition":
                 # fb.resnet.torch, where option B and C come from, normalises what it adds to a normalised sum
-                self.projection = nn.Sequential(self.projection, batch_norm(self.out_channels, norm))
+                self.projection = nn.Sequential(self.projection, batch_norm(self.out_channels, params.batch_norm))
+        if self.activation == "bn_after_addition":
+            self.norm = batch_norm(self.out_channels, params.batch_norm)
 
     def forward(self, input: Tensor) -> Tensor:
-        output = self.residual(input)
+        convolved = F.relu(input) if self.activation == "relu_only_preactivation" else input
+        output = self.residual(convolved)
         if self.projection is not None:
-            output = output + self.projection(input)
-        return F.relu(output)
+            has_weights = isinstance(self.projection, nn.Sequential)
+            output = output + self.projection(convolved if has_weights else input)
+        if self.activation == "bn_after_addition":
+            output = self.norm(output)
+        ends_in_relu = self.activation in ("original", "bn_after_addition")
+        return F.relu(output) if ends_in_relu else output
 
 
 class ResNet(nn.Module):
@@ -60,7 +57,7 @@ class ResNet(nn.Module):
 
     def __init__(self, params: Architecture) -> None:
         super().__init__()
-        kind = None if params.family == "plain" else params.shortcut or ("A" if params.block == "basic" else "B")
+        kind = None if params.family == "plain" else params.shortcut or ("B" if params.block == "bottleneck" else "A")
         self.stem = Conv3x3(3, 16, 1, params)
         self.stem_norm = batch_norm(16, params.batch_norm)
         channels, groups = 16, []
@@ -72,8 +69,12 @@ class ResNet(nn.Module):
                 blocks.append(block)
             groups.append(nn.Sequential(*blocks))
         self.groups = nn.Sequential(*groups)
+        # "an extra activation right after its element-wise addition" in the last unit (He 2016, appendix)
+        self.relu_at_the_end = params.activation == "relu_only_preactivation"
         self.linear = nn.Linear(channels, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = F.relu(self.stem_norm(self.stem(images)))
-        return self.linear(global_mean(self.groups(features)))
+        features = self.groups(F.relu(self.stem_norm(self.stem(images))))
+        if self.relu_at_the_end:
+            features = F.relu(features)
+        return self.linear(global_mean(features))

@@ -63,7 +63,7 @@ class Family:
 
 PLAIN = Family("plain", ORANGE, "s")
 RESIDUAL = Family("residual", BLUE, "o")
-BOTTLENECK = Family("original bottleneck", BLACK, "D")
+BOTTLENECK = Family("residual bottleneck", BLACK, "D")
 PREACTIVATION = Family("pre-activation", GREEN, "^")
 WIDE = Family("wide", PURPLE, "v")
 LASAGNE = Family("Lasagne's", BROWN, "P")
