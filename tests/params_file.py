@@ -70,7 +70,14 @@ models:
       family: wide
       depth: 10
       block: basic
+      kernels: [3, 3]
       activation: original
+      skip:
+        kind: identity
+        shortcut_factor: 1.0
+        residual_factor: 1.0
+        gate_bias: 0.0
+        dropout: 0.0
       widen_factor: 2
       shortcut: A
       dropout: 0.3

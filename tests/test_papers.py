@@ -68,6 +68,34 @@ def cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
 
 
+# He 2016, Table 1: kind, factor on the shortcut, on the residual function, error; all of ResNet-110 with option A
+HE_2016_TABLE_1 = """
+constant_scaling 0.5 1 fail
+constant_scaling 0.5 0.5 12.35
+exclusive_gating 0 fail
+exclusive_gating -5 fail
+exclusive_gating -6 8.70
+exclusive_gating -7 9.81
+shortcut_only_gating 0 12.86
+shortcut_only_gating -6 6.91
+dropout 0.5 fail
+"""
+
+# Zagoruyko 2016, Tables 2 and 3 (ZCA): depth, kernels, millions of parameters, error
+WRN_TABLES_2_AND_3 = """
+40 131 1.4 6.06
+40 31 1.2 5.78
+40 13 1.3 6.42
+40 311 1.3 5.86
+28 33 1.5 5.73
+22 313 1.1 5.78
+40 3 2.2 6.69
+40 33 2.2 5.43
+40 333 2.2 5.65
+40 3333 2.2 5.93
+"""
+
+
 def the(numbers: tuple[Published, ...], **wanted: object) -> float:
     """The value of the one number with these attributes."""
     (found,) = [n for n in numbers if all(getattr(n, key) == value for key, value in wanted.items())]
@@ -126,8 +154,37 @@ def test_he_2015_resnet110_is_best_and_mean_of_five() -> None:
 def test_zagoruyko_2016_table_4() -> None:
     for depth, factor, millions, error in map(str.split, WRN_TABLE_4.strip().splitlines()):
         model = f"wrn{depth}_{factor}_zca"
-        assert the(paper_numbers(model)) == float(error)
+        assert the(paper_numbers(model), source="Zagoruyko 2016, Table 4 (ZCA)") == float(error)
         assert PRINTED_MILLIONS_OF_PARAMETERS[model] == float(millions)
+
+
+def test_zagoruyko_2016_tables_2_and_3() -> None:
+    for depth, kernels, millions, error in map(str.split, WRN_TABLES_2_AND_3.strip().splitlines()):
+        model = f"wrn{depth}_2_zca" if kernels == "33" else f"wrn{depth}_2_b{kernels}_zca"
+        (number,) = [n for n in paper_numbers(model) if n.source == "Zagoruyko 2016, Tables 2 and 3 (ZCA)"]
+        assert (number.value, number.statistic) == (float(error), "median of 5")
+        assert PRINTED_MILLIONS_OF_PARAMETERS[model] == float(millions)
+        net = PARAMS.models[model].architecture
+        assert "".join(map(str, net.kernels)) == kernels
+        # by the printed parameters units with 1x1 convolutions are as many as those of two convolutions
+        assert net.blocks_per_group == (int(depth) - 4) // (6 if "1" in kernels else 3 * len(kernels))
+
+
+def test_he_2016_table_1() -> None:
+    skips = {name: model.architecture.skip for name, model in PARAMS.models.items()}
+    for line in HE_2016_TABLE_1.strip().splitlines():
+        kind, *options, error = line.split()
+        names = ("shortcut_factor", "residual_factor") if len(options) == 2 else ("gate_bias",)
+        names = ("dropout",) if kind == "dropout" else names
+        wanted = params.Skip.model_validate({"kind": kind, **dict(zip(names, map(float, options), strict=True))})
+        (model,) = [name for name, skip in skips.items() if skip == wanted]
+        assert PARAMS.models[model].architecture.depth == 110
+        number = judged_against(model)
+        assert number
+        assert (number.relation, number.value) == ((">", 20.0) if error == "fail" else ("=", float(error)))
+    conv = judged_against("original110_projections")  # "1x1 conv shortcut", He 2015's option C
+    assert conv
+    assert (conv.value, PARAMS.models["original110_projections"].architecture.shortcut) == (12.22, "C")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Literal
 
 from resnet_repro.evidence import RunEvidence
-from resnet_repro.papers import LOWEST, paper_numbers, source_project_numbers
+from resnet_repro.papers import HE_2016_SHORTCUTS, LOWEST, PAPERS, paper_numbers, source_project_numbers
 from resnet_repro.params import Verdicts
 
 
@@ -117,6 +117,7 @@ def printed_lowest(model: str) -> float:
 
 PLAIN = ("plain20", "plain32", "plain44", "plain56")
 RESIDUAL = ("resnet20", "resnet32", "resnet44", "resnet56")
+WITH_1X1 = tuple(f"wrn{net}_zca" for net in ("40_2_b131", "40_2_b31", "40_2_b13", "40_2_b311", "22_2_b313"))
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -184,6 +185,18 @@ CLAIMS: tuple[Claim, ...] = (
         "Without it, the test error comes out similar.",
         "He 2015, footnote 5",
         (Gap("resnet110_no_warmup", "resnet110", low=0, high=0, margin="margin_points"),),
+    ),
+    Claim(
+        "Whatever stands on the shortcut hurts",
+        "Factors, gates, projections or dropout on every shortcut of 110 layers give a higher test error than nothing.",
+        "He 2016, section 3.1 and Table 1",
+        lowest("resnet110", [n.model for n in PAPERS if n.source == HE_2016_SHORTCUTS]),
+    ),
+    Claim(
+        "A gate hurts less the nearer it starts to the identity",
+        "With gates on the shortcut alone a bias of -6 has a lower test error than one of 0.",
+        "He 2016, section 3.1 and Table 1",
+        (lower("original110_shortcut_gating_6", "original110_shortcut_gating_0"),),
     ),
     Claim(
         "Normalising after the addition hurts",
@@ -270,6 +283,18 @@ CLAIMS: tuple[Claim, ...] = (
         "With batches of 64 instead of 128 images the net of 1001 layers has a lower test error.",
         "He 2016, Table 4",
         (lower("preact1001_batch64", "preact1001"),),
+    ),
+    Claim(
+        "Two 3x3 convolutions make the best unit",
+        "At about as many parameters B(3,3) has a lower test error than any unit with 1x1 convolutions.",
+        "Zagoruyko 2016, section 3 and Table 2",
+        lowest("wrn28_2_zca", WITH_1X1),
+    ),
+    Claim(
+        "Two convolutions a unit are the right number",
+        "In 40 layers, B(3,3) has a lower test error than units of one, three or four 3x3 convolutions.",
+        "Zagoruyko 2016, section 3 and Table 3",
+        lowest("wrn40_2_zca", ("wrn40_2_b3_zca", "wrn40_2_b333_zca", "wrn40_2_b3333_zca")),
     ),
     Claim(
         "Widening helps at 40 layers",

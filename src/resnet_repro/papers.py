@@ -40,7 +40,9 @@ VALIDATION = "best-validation epoch"
 
 HE_2015_TABLE = "He 2015, Table 6"
 HE_2015_FIGURE = "He 2015, Figure 6"
+HE_2016_SHORTCUTS = "He 2016, Table 1"
 HE_2016 = "He 2016, Tables 2 to 4"
+WRN_KERNELS = "Zagoruyko 2016, Tables 2 and 3 (ZCA)"
 WRN_ZCA = "Zagoruyko 2016, Table 4 (ZCA)"
 WRN = "Zagoruyko 2016, Tables 5 and 6 (mean/std)"
 A_MARTYN = "a-martyn, README"
@@ -118,6 +120,29 @@ PAPERS: tuple[Published, ...] = (
     Published("resnet110", 6.61, MEDIAN, HE_2016, "recorded", 5),  # the mean of He 2015 again
     *_each(
         {
+            "original110_scaled_both": 12.35,
+            "original110_exclusive_gating_6": 8.70,
+            "original110_exclusive_gating_7": 9.81,
+            "original110_shortcut_gating_0": 12.86,
+            "original110_shortcut_gating_6": 6.91,
+            "original110_projections": 12.22,
+        },
+        MEDIAN,
+        HE_2016_SHORTCUTS,
+        "judged",
+        5,
+    ),
+    *(
+        Published(model, 20.0, '"fail": median of 5 higher than 20%', HE_2016_SHORTCUTS, "judged", 5, relation=">")
+        for model in (
+            "original110_scaled_shortcut",
+            "original110_exclusive_gating_0",
+            "original110_exclusive_gating_5",
+            "original110_dropout_shortcut",
+        )
+    ),
+    *_each(
+        {
             "original110_single_layer": 9.90,
             "preact110_single_layer": 8.91,
             "original110_bn_after_addition": 8.17,
@@ -132,6 +157,24 @@ PAPERS: tuple[Published, ...] = (
         "judged",
         5,
     ),
+    *_each(
+        {
+            "wrn40_2_b131_zca": 6.06,
+            "wrn40_2_b31_zca": 5.78,
+            "wrn40_2_b13_zca": 6.42,
+            "wrn40_2_b311_zca": 5.86,
+            "wrn28_2_zca": 5.73,
+            "wrn22_2_b313_zca": 5.78,
+            "wrn40_2_b3_zca": 6.69,
+            "wrn40_2_b333_zca": 5.65,
+            "wrn40_2_b3333_zca": 5.93,
+        },
+        MEDIAN,
+        WRN_KERNELS,
+        "judged",
+        5,
+    ),
+    Published("wrn40_2_zca", 5.43, MEDIAN, WRN_KERNELS, "beside", 5),
     *_each(
         {
             "wrn40_1_zca": 6.85,
@@ -281,6 +324,15 @@ NUM_PARAMETERS = {
     "preact164": 1_703_258,
     "preact1001": 10_327_706,
     "preact1001_batch64": 10_327_706,
+    "wrn40_2_b131_zca": 1_429_082,
+    "wrn40_2_b31_zca": 1_211_354,
+    "wrn40_2_b13_zca": 1_297_370,
+    "wrn40_2_b311_zca": 1_343_066,
+    "wrn28_2_zca": 1_467_610,
+    "wrn22_2_b313_zca": 1_145_498,
+    "wrn40_2_b3_zca": 2_243_546,
+    "wrn40_2_b333_zca": 2_243_546,
+    "wrn40_2_b3333_zca": 2_243_546,
     "wrn40_1_zca": 563_930,
     "wrn40_2_zca": 2_243_546,
     "wrn40_4_zca": 8_949_210,
@@ -315,6 +367,15 @@ PRINTED_MILLIONS_OF_PARAMETERS = {
     "preact110": 1.7,
     "preact164": 1.7,
     "preact1001": 10.2,  # counts no batch normalisation: 10,178,490
+    "wrn40_2_b131_zca": 1.4,
+    "wrn40_2_b31_zca": 1.2,
+    "wrn40_2_b13_zca": 1.3,
+    "wrn40_2_b311_zca": 1.3,
+    "wrn28_2_zca": 1.5,
+    "wrn22_2_b313_zca": 1.1,
+    "wrn40_2_b3_zca": 2.2,
+    "wrn40_2_b333_zca": 2.2,
+    "wrn40_2_b3333_zca": 2.2,
     "wrn40_1_zca": 0.6,
     "wrn40_2_zca": 2.2,
     "wrn40_4_zca": 8.9,

@@ -40,6 +40,7 @@ PositiveInts = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]  # no more than float32 and its square can hold
 Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Kernels = Annotated[tuple[Literal[1, 3], ...], Field(strict=False, min_length=1)]
 Finites = Annotated[tuple[Finite, ...], Field(strict=False)]
 Rates = Annotated[tuple[Rate, ...], Field(strict=False)]
 Name = Annotated[str, AfterValidator(_file_name)]
@@ -73,6 +74,36 @@ class BatchNorm(Section):
         return self
 
 
+class Skip(Section):
+    """What stands on the two paths of a unit (He 2016, Table 1 and Figure 2).
+
+    identity: nothing; constant_scaling: a factor on each; exclusive_gating: 1-g(x) on the shortcut and g(x) on
+    the residual function; shortcut_only_gating: 1-g(x) and nothing; dropout: of the shortcut. The gate g(x) is the
+    sigmoid of a 1x1 convolution of the unit's input.
+    """
+
+    kind: Literal["identity", "constant_scaling", "exclusive_gating", "shortcut_only_gating", "dropout"] = "identity"
+    shortcut_factor: Finite = 1.0
+    residual_factor: Finite = 1.0
+    gate_bias: Finite = 0.0
+    """where the gate's bias starts"""
+    dropout: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        of_kind = {
+            "constant_scaling": ("shortcut_factor", "residual_factor"),
+            "exclusive_gating": ("gate_bias",),
+            "shortcut_only_gating": ("gate_bias",),
+            "dropout": ("dropout",),
+        }
+        for name in self.model_dump(exclude_defaults=True, exclude={"kind"}):
+            if name not in of_kind.get(self.kind, ()):
+                kinds = [kind for kind, names in of_kind.items() if name in names]
+                raise ValueError(f"{name} goes with kind {' or '.join(f'`{kind}`' for kind in kinds)} only")
+        return self
+
+
 class Architecture(Section):
     """One net. `family` fixes the unit, `depth` the number of weighted layers.
 
@@ -82,10 +113,14 @@ class Architecture(Section):
 
     family: Literal["plain", "resnet", "preact", "wide", "lasagne"]
     depth: Annotated[int, Field(gt=0, le=100_000)]
-    block: Literal["basic", "bottleneck", "single_layer"] = "basic"
-    """the weighted layers of one unit: two 3x3, 1x1 3x3 1x1, or one 3x3"""
+    block: Literal["basic", "bottleneck"] = "basic"
+    """basic: convolutions of the sizes `kernels`; bottleneck: 1x1, 3x3 and, four times as wide, 1x1"""
+    kernels: Kernels = (3, 3)
+    """of one basic unit, as in Zagoruyko 2016, section 2.1: B(3,3), B(3,1,3), ...; (3,) is He 2016's single layer"""
     activation: Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation"] = "original"
     """He 2016, Figure 4 (a) to (d), for the family resnet; (e), full pre-activation, is the family preact"""
+    skip: Skip = Skip()
+    """for the family resnet"""
     widen_factor: Annotated[int, Field(gt=0, le=1000)] = 1
     shortcut: Literal["A", "B", "C", "reshape"] | None = None
     """He 2015 section 3.3: A zero padding, B projection where the shape changes, C projection everywhere;
@@ -104,15 +139,17 @@ class Architecture(Section):
             below = max((self.depth - offset) // step, 1)
             near = sorted({step * n + offset for n in (below, below + 1)})
             raise ValueError(
-                f"depth {self.depth} does not exist for {self.family} nets of {self.block} blocks: "
+                f"depth {self.depth} does not exist for {self.family} nets of {self._blocks}: "
                 f"it is {step}n+{offset}, such as {' or '.join(map(str, near))}"
             )
-        if self.family in ("plain", "wide") and self.block != "basic":
+        if self.family in ("plain", "wide") and self.block == "bottleneck":
             raise ValueError(f"{self.family} nets have basic blocks only")
-        if self.family == "lasagne" and self.block == "single_layer":
-            raise ValueError("lasagne nets have basic or bottleneck blocks")
+        if self.kernels != (3, 3) and (self.block == "bottleneck" or self.family in ("plain", "lasagne")):
+            raise ValueError("kernels is for basic blocks of the families resnet, preact and wide")
         if self.activation != "original" and self.family != "resnet":
             raise ValueError("activation is for the family resnet")
+        if self.skip.kind != "identity" and self.family != "resnet":
+            raise ValueError("skip is for the family resnet")
         if self.family == "plain" and self.shortcut is not None:
             raise ValueError("a plain net has no shortcuts: leave `shortcut` out")
         if self.widen_factor != 1 and self.family not in ("wide", "lasagne"):
@@ -123,11 +160,24 @@ class Architecture(Section):
 
     @property
     def depth_rule(self) -> tuple[int, int]:
-        """(step, offset) of the depths that exist: 6n+2 (He 2015), 9n+2 or 3n+2 (He 2016), 6n+4 (Zagoruyko 2016)."""
-        if self.block != "basic":
-            return (9 if self.block == "bottleneck" else 3), 2
+        """(step, offset) of the depths that exist: 6n+2 (He 2015), 9n+2 (He 2016), 6n+4 (Zagoruyko 2016)."""
         wide = self.family == "wide" or (self.family == "lasagne" and self.widen_factor > 1)
-        return (6, 4) if wide else (6, 2)
+        return 3 * len(self.unit), 4 if wide and self.block == "basic" else 2
+
+    @property
+    def unit(self) -> tuple[int, ...]:
+        """Kernel sizes of one unit's convolutions."""
+        return (1, 3, 1) if self.block == "bottleneck" else self.kernels
+
+    @property
+    def is_he2015(self) -> bool:
+        """Of units as in He 2015, section 4.2, with shortcuts of any option or, in a plain net, none."""
+        usual = self.unit == (3, 3) and self.activation == "original" and self.skip.kind == "identity"
+        return usual and self.family in ("plain", "resnet")
+
+    @property
+    def _blocks(self) -> str:
+        return f"{self.block} blocks" if self.kernels == (3, 3) else f"blocks of kernels {list(self.kernels)}"
 
     @property
     def blocks_per_group(self) -> int:

@@ -114,10 +114,10 @@ def test_a_depth_says_how_many_blocks(model):
     params = MODELS[model].architecture
     if params.block == "bottleneck":  # 9n+2, He 2016
         n = (params.depth - 2) // 9
-    elif params.block == "single_layer":
-        n = (params.depth - 2) // 3
     elif params.family == "wide":  # 6n+4, Zagoruyko 2016
-        n = (params.depth - 4) // 6
+        n = (params.depth - 4) // (3 * len(params.kernels))
+    elif params.kernels == (3,):
+        n = (params.depth - 2) // 3
     else:  # 6n+2, He 2015
         n = (params.depth - 2) // 6
     expected = [2, 4, 4] if model == "lasagne_wide" else [n, n, n]
@@ -166,13 +166,22 @@ def test_a_familys_own_shortcut(family, block, expected):
     assert {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in named.items()}
 
 
+TABLE_1 = (  # He 2016
+    {"kind": "constant_scaling", "shortcut_factor": 0.5},
+    {"kind": "constant_scaling", "shortcut_factor": 0.5, "residual_factor": 0.25},
+    {"kind": "exclusive_gating", "gate_bias": -6.0},
+    {"kind": "shortcut_only_gating", "gate_bias": -6.0},
+    {"kind": "dropout", "dropout": 0.5},
+)
 FIGURE_4 = ("original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation")
 VARIANTS = [
     *(architecture(f, shortcut=s) for f in ("resnet", "preact") for s in ("A", "B", "C", "reshape")),
     architecture("plain"),
     architecture("resnet", 11, block="bottleneck"),
     architecture("preact", 11, block="bottleneck"),
-    *(architecture(f, block="single_layer") for f in ("resnet", "preact")),
+    *(architecture(f, kernels=[3]) for f in ("resnet", "preact")),
+    architecture("wide", 13, kernels=[1, 3, 1], widen_factor=2),
+    *(architecture("resnet", skip=skip) for skip in TABLE_1),
     *(architecture("resnet", activation=a) for a in FIGURE_4),
     *(architecture("resnet", 11, block="bottleneck", activation=a) for a in FIGURE_4[1:]),
     architecture("wide", 10, widen_factor=2, dropout=0.3),
@@ -272,6 +281,31 @@ def as_in_figure_4(w: Weights, x: Tensor, n: int, layers: int, order: str = "ori
     return w.classify(x.clamp(min=0) if order == "relu_only_preactivation" else x)
 
 
+def as_in_table_1(
+    w: Weights,
+    x: Tensor,
+    n: int,
+    kind: str,
+    shortcut_factor: float = 1,
+    residual_factor: float = 1,
+    gate_bias: float = 0,
+) -> Tensor:
+    """He 2016, Table 1 and section 3.1: y = a h(x) + b F(x), with constants or g(x) = sigmoid(W x + b) in their
+    place; a ReLU after the addition. `gate_bias` is what the bias started at, no part of the function."""
+    x = w.activate(w.convolve(x))
+    for group in range(3):
+        for block in range(n):
+            stride = 2 if group > 0 and block == 0 else 1
+            y = w.normalize(w.convolve(w.activate(w.convolve(x, stride))))
+            h = torch.zeros_like(y)
+            h[:, : x.shape[1]] = x[:, :, ::stride, ::stride]  # option A
+            if kind.endswith("gating"):
+                g = 1 / (1 + torch.exp(-w.convolve(x, stride, bias=True)))
+                h, y = (1 - g) * h, (g * y if kind == "exclusive_gating" else y)
+            x = (shortcut_factor * h + residual_factor * y).clamp(min=0)
+    return w.classify(x)
+
+
 def as_in_he2016(w: Weights, x: Tensor, n: int, layers: int) -> Tensor:
     """Equations 1 and 5, and the appendix: x + F(x), full pre-activation; the first unit is activated before
     the paths split, and a projection is fed by the pre-activation (its released Lua code)."""
@@ -294,7 +328,9 @@ def as_in_he2016(w: Weights, x: Tensor, n: int, layers: int) -> Tensor:
     return w.classify(w.activate(x))
 
 
-def as_in_zagoruyko2016(w: Weights, x: Tensor, n: int, dropouts: Sequence[nn.Module] = ()) -> Tensor:
+def as_in_zagoruyko2016(
+    w: Weights, x: Tensor, n: int, dropouts: Sequence[nn.Module] = (), convolutions: int = 2
+) -> Tensor:
     """Section 2 and models/wide-resnet.lua: B(3,3), dropout between the convolutions; a shortcut is a
     projection of the activated input where the channels change, and else the input itself, in the first block
     too."""
@@ -303,8 +339,10 @@ def as_in_zagoruyko2016(w: Weights, x: Tensor, n: int, dropouts: Sequence[nn.Mod
         for block in range(n):
             stride = 2 if group > 0 and block == 0 else 1
             activated = w.activate(x)
-            y = w.activate(w.convolve(activated, stride))
-            y = w.convolve(next(masks)(y) if dropouts else y)
+            y = w.convolve(activated, stride)
+            for _ in range(convolutions - 1):
+                y = w.activate(y)
+                y = w.convolve(next(masks)(y) if dropouts else y)
             x = y + (x if y.shape == x.shape else w.convolve(activated, stride))
     return w.classify(w.activate(x))
 
@@ -344,15 +382,21 @@ def random_net(params: Architecture) -> nn.Module:
         (architecture("plain", 14), partial(as_in_he2015, n=2, residual=False)),
         (architecture("resnet", 20), partial(as_in_he2015, n=3, residual=True)),
         *(
-            (architecture("resnet", layers * 6 + 2, block=block, activation=order),
+            (architecture("resnet", layers * 6 + 2, **block, activation=order),
              partial(as_in_figure_4, n=2, layers=layers, order=order))
-            for layers, block in enumerate(("single_layer", "basic", "bottleneck"), 1) for order in FIGURE_4
+            for layers, block in enumerate(({"kernels": [3]}, {}, {"block": "bottleneck"}), 1) for order in FIGURE_4
         ),
-        (architecture("preact", 8, block="single_layer"), partial(as_in_he2016, n=2, layers=1)),
+        *((architecture("resnet", 14, skip=skip), partial(as_in_table_1, n=2, **skip)) for skip in TABLE_1[:4]),
+        (architecture("preact", 8, kernels=[3]), partial(as_in_he2016, n=2, layers=1)),
         (architecture("preact", 14), partial(as_in_he2016, n=2, layers=2)),
         (architecture("preact", 20, block="bottleneck"), partial(as_in_he2016, n=2, layers=3)),
         (architecture("wide", 16, widen_factor=2), partial(as_in_zagoruyko2016, n=2)),
         (architecture("wide", 16, widen_factor=1), partial(as_in_zagoruyko2016, n=2)),
+        *(
+            (architecture("wide", 6 * len(kernels) + 4, widen_factor=2, kernels=kernels),
+             partial(as_in_zagoruyko2016, n=2, convolutions=len(kernels)))
+            for kernels in ([3], [1, 3], [3, 1, 3], [1, 3, 1], [3, 3, 3, 3])
+        ),
         (architecture("lasagne", 14), partial(as_in_lasagne, counts=(2, 2, 2))),
         (
             architecture("lasagne", 20, block="bottleneck"),
@@ -367,6 +411,34 @@ def test_a_net_computes_what_its_paper_writes(params, paper):
     x = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         torch.testing.assert_close(net(x), paper(Weights(net, 1e-5), x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_dropped_shortcut_is_the_plain_net_plus_what_is_kept():
+    """He 2016, Figure 2 (f): dropout of the shortcut alone, with a mask of its own in every unit."""
+    net = random_net(architecture("resnet", 14, skip={"kind": "dropout", "dropout": 0.5}))
+    dropouts = [module for module in net.modules() if isinstance(module, Dropout)]
+    assert [module.layer for module in dropouts] == list(range(6))
+    for module in dropouts:
+        module.key = torch.tensor(5)
+    x = torch.randn(3, 16, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).abs() + 1
+    with torch.no_grad():
+        block = blocks(net)[0]
+        added = block.merge(x, x, torch.zeros_like(x))
+        assert set((added / x).unique().round(decimals=9).tolist()) == {0.0, 2.0}
+        assert (added != 0).double().mean().item() == pytest.approx(0.5, abs=0.05)  # of 3072 values
+        torch.testing.assert_close(block(x), F.relu(added + block.residual(x)))
+        torch.testing.assert_close(block.eval()(x), F.relu(x + block.residual(x)))
+
+
+def test_a_gates_bias_starts_where_it_is_told():
+    net = build_model(architecture("resnet", 14, skip={"kind": "shortcut_only_gating", "gate_bias": -6.0}))
+    initialize(net, "fan_out", 1)
+    biases = [p for name, p in net.named_parameters() if name.endswith("gate.bias")]
+    assert len(biases) == 6
+    assert all((bias == -6).all() for bias in biases)
+    weights = dict(net.named_parameters())
+    assert (weights["groups.0.0.merge.gate.weight"] != 0).all()
+    assert weights["linear.bias"].count_nonzero() == 0
 
 
 def test_dropout_stands_between_a_wide_blocks_convolutions():
@@ -395,7 +467,6 @@ def test_the_normalisations_constants_arrive_everywhere():
     [
         ("plain", 8, "basic"),
         ("resnet", 11, "bottleneck"),
-        ("resnet", 8, "single_layer"),
         ("preact", 8, "basic"),
         ("preact", 11, "bottleneck"),
         ("wide", 10, "basic"),

@@ -49,8 +49,7 @@ class WeightFile(Section):
     @model_validator(mode="after")
     def _can_be_named(self) -> Self:
         net = self.architecture
-        named = net.family in ("plain", "resnet") and net.block == "basic" and net.activation == "original"
-        if not named or net.shortcut not in (None, "A"):
+        if not net.is_he2015 or net.shortcut not in (None, "A"):
             raise ValueError("only plain nets and residual nets of basic blocks with option A can be audited")
         return self
 

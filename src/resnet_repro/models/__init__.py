@@ -23,9 +23,10 @@ def count_parameters(net: nn.Module) -> int:
 
 
 def count_layers(net: nn.Module) -> int:
-    """Weighted layers as the papers count them: convolutions and the linear layer, projections left out."""
+    """Weighted layers as the papers count them: convolutions and the linear layer, those of shortcuts left out."""
     return sum(
-        isinstance(module, nn.Conv2d | nn.Linear) and "projection" not in name for name, module in net.named_modules()
+        isinstance(module, nn.Conv2d | nn.Linear) and {"projection", "merge"}.isdisjoint(name.split("."))
+        for name, module in net.named_modules()
     )
 
 

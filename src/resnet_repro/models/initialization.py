@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resnet_repro.models.layers import Gate
+
 
 def initialize(net: nn.Module, scheme: str, seed: int) -> None:
     """Set all weights of `net` in place.
@@ -19,19 +21,23 @@ def initialize(net: nn.Module, scheme: str, seed: int) -> None:
     `fan_out`; `lasagne` fan-in with Glorot-uniform projections; `a_martyn` fan-out but for the stem, which
     keeps PyTorch's default. The linear layer is uniform within 1/sqrt(fan_in), Torch's default, for the
     first two, He normal for a_martyn, and for lasagne its HeNormal without gain: variance 1/fan_in.
-    Biases are 0, scales 1.
+    Biases are 0 but for gates', which start where they are told; scales are 1.
     """
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(1.0 if _is_scale(net, name) else 0.0)
+                parameter.fill_(_constant(net, name))
             else:
                 parameter.copy_(_draw(name, parameter, scheme, seed).to(parameter.dtype))
 
 
-def _is_scale(net: nn.Module, name: str) -> bool:
+def _constant(net: nn.Module, name: str) -> float:
+    """Where a scale or bias starts."""
     owner, _, leaf = name.rpartition(".")
-    return leaf == "weight" and isinstance(net.get_submodule(owner), nn.BatchNorm2d)
+    module = net.get_submodule(owner)
+    if isinstance(module, Gate):
+        return module.initial_bias
+    return 1.0 if leaf == "weight" and isinstance(module, nn.BatchNorm2d) else 0.0
 
 
 def _draw(name: str, parameter: Tensor, scheme: str, seed: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_repro.counter_hash import hash32
-from resnet_repro.params import Architecture, BatchNorm
+from resnet_repro.params import Architecture, BatchNorm, Skip
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -89,20 +89,18 @@ def conv1x1(channels: int, out_channels: int, stride: int, params: Architecture,
 def convolutions(channels: int, width: int, stride: int, params: Architecture) -> list[nn.Conv2d]:
     """The weighted layers of one unit; a bottleneck's last has 4 x `width` channels.
 
-    A bottleneck has its stride in the first 1x1 (the authors' code, resnet-1k-layers), the Lasagne project's
-    in the 3x3; the last convolution of that project's units has a bias.
+    The first has the stride (a bottleneck's: the authors' code, resnet-1k-layers), but in the Lasagne project's
+    bottlenecks the 3x3; the last of that project's units has a bias.
     """
-    lasagne = params.family == "lasagne"
-    if params.block == "single_layer":
-        return [Conv3x3(channels, width, stride, params)]
-    if params.block == "basic":
-        return [Conv3x3(channels, width, stride, params), Conv3x3(width, width, 1, params, bias=lasagne)]
-    first, second = (1, stride) if lasagne else (stride, 1)
-    return [
-        conv1x1(channels, width, first, params),
-        Conv3x3(width, width, second, params),
-        conv1x1(width, 4 * width, 1, params, bias=lasagne),
-    ]
+    bottleneck, lasagne = params.block == "bottleneck", params.family == "lasagne"
+    last, strided = len(params.unit) - 1, 1 if bottleneck and lasagne else 0
+    layers: list[nn.Conv2d] = []
+    for i, kernel in enumerate(params.unit):
+        make = Conv3x3 if kernel == 3 else conv1x1
+        out_channels = 4 * width if bottleneck and i == last else width
+        layers.append(make(channels, out_channels, stride if i == strided else 1, params, lasagne and i == last))
+        channels = out_channels
+    return layers
 
 
 class ZeroPad(nn.Module):
@@ -139,6 +137,17 @@ def shortcut(kind: str, channels: int, out_channels: int, stride: int, params: A
     return ZeroPad(out_channels - channels, stride)
 
 
+class Gate(nn.Conv2d):
+    """sigmoid(1x1 convolution + bias), the bias starting where it is told (`initialization.initialize`)."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int, initial_bias: float) -> None:
+        super().__init__(channels, out_channels, 1, stride=stride)
+        self.initial_bias = initial_bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).sigmoid()
+
+
 class Dropout(nn.Module):
     """Dropout whose mask is a hash of (key, layer, element). `key` is set by the training step, so a mask
     depends on seed and step alone: the same on every device, and after a resume."""
@@ -156,6 +165,26 @@ class Dropout(nn.Module):
         elements = torch.arange(input.numel(), device=input.device).view(input.shape)
         kept = hash32(self.key, self.layer, elements) >= int(self.rate * 2**32)
         return input * kept / (1 - self.rate)
+
+
+class Merge(nn.Module):
+    """(input of the unit, its shortcut, its residual function) -> what is added, each path times what `Skip` says."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int, index: int, params: Skip) -> None:
+        super().__init__()
+        self.factors = params.shortcut_factor, params.residual_factor
+        self.exclusive = params.kind == "exclusive_gating"
+        gated = params.kind.endswith("gating")
+        self.gate = Gate(channels, out_channels, stride, params.gate_bias) if gated else None
+        self.dropout = Dropout(params.dropout, index) if params.kind == "dropout" else None
+
+    def forward(self, input: Tensor, shortcut: Tensor, residual: Tensor) -> Tensor:
+        if self.gate is not None:
+            gate = self.gate(input)
+            return (1 - gate) * shortcut + (gate * residual if self.exclusive else residual)
+        if self.dropout is not None:
+            return self.dropout(shortcut) + residual
+        return self.factors[0] * shortcut + self.factors[1] * residual
 
 
 def global_mean(features: Tensor) -> Tensor:

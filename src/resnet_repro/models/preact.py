@@ -47,7 +47,7 @@ class PreActResNet(nn.Module):
 
     def __init__(self, params: Architecture) -> None:
         super().__init__()
-        by_family = "A" if params.family == "preact" and params.block != "bottleneck" else "B"
+        by_family = "A" if params.family == "preact" and params.block == "basic" else "B"
         kind = params.shortcut or by_family
         self.stem = Conv3x3(3, 16, 1, params)
         channels, index, groups = 16, 0, []

@@ -2,13 +2,13 @@
 
 Depth 6n+2: a 3x3 convolution, three groups of n blocks with 16, 32 and 64 channels, global mean, linear.
 With bottleneck blocks (depth 9n+2), or units of a single layer (3n+2), this is the "original unit" that
-He et al. 2016 compare with, and its variants.
+He et al. 2016 compare with; `activation` and `skip` are its variants there.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_repro.models.layers import Conv3x3, batch_norm, convolutions, global_mean, shortcut
+from resnet_repro.models.layers import Conv3x3, Merge, Reshape, ZeroPad, batch_norm, convolutions, global_mean, shortcut
 from resnet_repro.params import Architecture
 
 NUM_CLASSES = 10
@@ -22,7 +22,9 @@ class Block(nn.Module):
     or parameter-free shortcut x itself, as in the pre-activation nets.
     """
 
-    def __init__(self, channels: int, width: int, stride: int, kind: str | None, params: Architecture) -> None:
+    def __init__(
+        self, channels: int, width: int, stride: int, kind: str | None, index: int, params: Architecture
+    ) -> None:
         super().__init__()
         self.activation = params.activation
         layers: list[nn.Module] = []
@@ -37,6 +39,8 @@ class Block(nn.Module):
             if isinstance(self.projection, nn.Conv2d) and self.activation != "bn_after_addition":
                 # fb.resnet.torch, where option B and C come from, normalises what it adds to a normalised sum
                 self.projection = nn.Sequential(self.projection, batch_norm(self.out_channels, params.batch_norm))
+        changed = params.skip.kind != "identity"
+        self.merge = Merge(channels, self.out_channels, stride, index, params.skip) if changed else None
         if self.activation == "bn_after_addition":
             self.norm = batch_norm(self.out_channels, params.batch_norm)
 
@@ -44,8 +48,9 @@ class Block(nn.Module):
         convolved = F.relu(input) if self.activation == "relu_only_preactivation" else input
         output = self.residual(convolved)
         if self.projection is not None:
-            has_weights = isinstance(self.projection, nn.Sequential)
-            output = output + self.projection(convolved if has_weights else input)
+            has_weights = not isinstance(self.projection, nn.Identity | ZeroPad | Reshape)
+            shortcut = self.projection(convolved if has_weights else input)
+            output = output + shortcut if self.merge is None else self.merge(input, shortcut, output)
         if self.activation == "bn_after_addition":
             output = self.norm(output)
         ends_in_relu = self.activation in ("original", "bn_after_addition")
@@ -57,14 +62,15 @@ class ResNet(nn.Module):
 
     def __init__(self, params: Architecture) -> None:
         super().__init__()
-        kind = None if params.family == "plain" else params.shortcut or ("B" if params.block == "bottleneck" else "A")
+        kind = None if params.family == "plain" else params.shortcut or ("A" if params.block == "basic" else "B")
         self.stem = Conv3x3(3, 16, 1, params)
         self.stem_norm = batch_norm(16, params.batch_norm)
         channels, groups = 16, []
         for group, width in enumerate((16, 32, 64)):
             blocks = []
-            for index in range(params.blocks_per_group):
-                block = Block(channels, width, 2 if group > 0 and index == 0 else 1, kind, params)
+            for position in range(params.blocks_per_group):
+                stride, index = 2 if group > 0 and position == 0 else 1, group * params.blocks_per_group + position
+                block = Block(channels, width, stride, kind, index, params)
                 channels = block.out_channels
                 blocks.append(block)
             groups.append(nn.Sequential(*blocks))

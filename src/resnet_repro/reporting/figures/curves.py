@@ -39,9 +39,8 @@ FIGURE_6_PANELS = {"plain": "plain", "resnet": "residual"}
 
 
 def is_in_figure6(row: Row) -> bool:
-    """Plain and residual nets of basic blocks as He 2015 has them."""
-    net = row.plan.architecture
-    return net.family in FIGURE_6_PANELS and net.block == "basic" and net.activation == "original"
+    """Plain and residual nets of the units of He 2015, section 4.2."""
+    return row.plan.architecture.is_he2015
 
 
 def figure6_rows(rows: Iterable[Row]) -> list[Row]:
