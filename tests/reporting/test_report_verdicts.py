@@ -6,7 +6,7 @@ import pytest
 from resnet_repro.papers import BEST, FIRST, LAST, LOWEST, MEAN, MEDIAN, VALIDATION
 from resnet_repro.params import Verdicts
 from resnet_repro.reporting.load import Row, load
-from resnet_repro.reporting.verdicts import Verdict, headline, verdict_table, verdicts
+from resnet_repro.reporting.verdicts import Verdict, headline, verdict_table, verdicts, without_row
 from synthetic import FakeRun, write_workspace
 
 SETTINGS = Verdicts(margin_points=0.3, wide_margin_points=1.0, alpha=0.05, power=0.8)
@@ -47,6 +47,16 @@ def line(table: pd.DataFrame, model: str, printed: str, statistic: str) -> "pd.S
     matches = table["statistic, source"].str.startswith(statistic)
     (index,) = table.index[(table["model"] == model) & (table["printed"] == printed) & matches]
     return table.loc[index]
+
+
+def test_a_number_that_no_row_asks_for_is_listed_where_there_is_its_model(rows: dict[str, Row]) -> None:
+    left = without_row(list(rows.values()), ["resnet20", "wrn28_10", "original110_dropout_shortcut", "my_net"])
+    assert left.to_dict("records") == [
+        {"model": "original110_dropout_shortcut", "printed": ">20.00",
+         "statistic, source": '"fail": median of 5 higher than 20%, He 2016, Table 1'},
+        {"model": "wrn28_10", "printed": "4.00",
+         "statistic, source": "median of 5, Zagoruyko 2016, Tables 5 and 6 (mean/std)"},
+    ]  # fmt: skip
 
 
 def test_a_number_within_the_wide_margin_only(table: pd.DataFrame) -> None:

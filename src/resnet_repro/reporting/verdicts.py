@@ -1,6 +1,6 @@
 """For every printed number: what of our runs stands against it, and whether they reproduce it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -8,6 +8,7 @@ import pandas as pd
 from resnet_repro.papers import (
     BEST,
     LOWEST,
+    PAPERS,
     VALIDATION,
     Published,
     judged_against,
@@ -101,6 +102,20 @@ def verdict_table(verdicts: Sequence[Verdict], settings: Verdicts) -> pd.DataFra
             "why": verdict.reason,
         }
         for verdict in verdicts
+    )
+
+
+def without_row(rows: Sequence[Row], models: Iterable[str]) -> pd.DataFrame:
+    """The papers' numbers of those models that no row has, as text."""
+    others = set(models) - {row.model for row in rows}
+    return pd.DataFrame(
+        {
+            "model": number.model,
+            "printed": printed(number),
+            "statistic, source": f"{number.statistic}, {number.source}",
+        }
+        for number in PAPERS
+        if number.model in others and number.role != "recorded"
     )
 
 

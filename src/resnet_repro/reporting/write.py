@@ -200,6 +200,12 @@ _HOW_TO_READ = (
 )
 
 
+_OTHERS = (
+    "What the papers print besides. Each of these models is in `params.yaml`; a line under `runs` there, such as "
+    "`wrn28_10-1: {model: wrn28_10, seed: 1}`, makes it a row of the tables."
+)
+
+
 def _verdicts_page(evidence: Evidence) -> str:
     settings = evidence.params.verdicts
     table = verdicts.verdict_table(verdicts.verdicts(evidence.rows, settings), settings)
@@ -212,10 +218,11 @@ def _verdicts_page(evidence: Evidence) -> str:
         "statistic: the best of five with the simulated best of five of ours, the lowest epoch with our lowest epoch. "
         "The margins were fixed in `params.yaml` before there was a full run."
     )
-    return (
-        "\n\n".join(["# Verdicts", tables.WRITTEN, text, tables.markdown(table) if len(table) else "No row yet."])
-        + "\n"
-    )
+    blocks = ["# Verdicts", tables.WRITTEN, text, tables.markdown(table) if len(table) else "No row yet."]
+    others = verdicts.without_row(evidence.rows, evidence.params.models)
+    if len(others):
+        blocks += ["## Printed, and not asked for here", _OTHERS, tables.markdown(others)]
+    return "\n\n".join(blocks) + "\n"
 
 
 def _figure_blocks(evidence: Evidence) -> Iterator[str]:
