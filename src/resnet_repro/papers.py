@@ -208,7 +208,7 @@ PAPERS: tuple[Published, ...] = (
         "judged",
         5,
     ),
-    Published("wrn40_10_dropout", 3.8, "single run", WRN, "judged", 1),
+    Published("wrn40_10_dropout", 3.8, "single run", "Zagoruyko 2016, Table 9", "judged", 1),
     Published(
         "wrn16_4",
         5.55,
