@@ -49,10 +49,6 @@ class Net:
         return "bottleneck" if self.type == "bottleneck" else "basic"
 
     @property
-    def kernels(self) -> tuple[int, ...]:
-        return (1, 3, 1) if self.type == "bottleneck" else (3, 3)
-
-    @property
     def family(self) -> str:
         """The source project's own, which has no wide nets of width 1: those have another depth."""
         return "wide" if self.width == 1 else "lasagne"
@@ -60,11 +56,11 @@ class Net:
 
 def models_of(params: Params, net: Net) -> list[str]:
     """The models of this type and size: the source project's own first, then those with the fewest options set."""
-    wanted = (net.depth, net.block, net.kernels, net.width or 1)
+    wanted = (net.depth, net.block, (3, 3), net.width or 1)
     ranked = []
     for name, model in params.models.items():
         spec = model.architecture
-        fits = (spec.depth, spec.block, spec.unit, spec.widen_factor) == wanted
+        fits = (spec.depth, spec.block, spec.kernels, spec.widen_factor) == wanted
         if fits and spec.family in (net.family, FAMILIES[net.type]):
             options = (spec.model_dump(exclude_defaults=True), model.changes, model.engine)
             ranked.append((spec.family != "lasagne", sum(map(len, options)), name))
