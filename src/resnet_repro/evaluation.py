@@ -1,6 +1,6 @@
 """Loss, error and predictions of a net on images without augmentation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,37 @@ class Evaluator:
         """(N, 10) float32 class probabilities, on the CPU."""
         self.net.eval()
         return torch.cat([self._logits(images).softmax(dim=1).float().cpu() for images, _ in batches])
+
+
+@torch.no_grad()
+def average_statistics(net: nn.Module, batches: Iterable[Tensor]) -> bool:
+    """Put in place of batch normalisation's moving averages the plain averages over batches of training images.
+
+    The authors' released nets were tested so: "strictly computed using average (not moving average)", README of
+    KaimingHe/deep-residual-networks. Dropout stays off, as in the test. (Over 12,800 of the training images the error
+    of resnet20-1 was 8.17 to 8.23, by which; over all 50,000 in batches of 128 or 500 it was 8.22 and 8.21.)
+
+    Args:
+        batches: (B, 3, H, W) preprocessed images each, as the training saw them.
+
+    Returns:
+        Whether the net has such statistics; without them nothing is done.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
+    if not norms:
+        return False
+    momenta = [norm.momentum for norm in norms]
+    net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch: a cumulative average
+        norm.train()
+    for images in batches:
+        net(images.contiguous(memory_format=torch.channels_last))
+    net.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return True
 
 
 def batches(images: Tensor, labels: Tensor, normalizer: Normalizer) -> Iterator[tuple[Tensor, Tensor]]:

@@ -30,6 +30,8 @@ from resnet_repro.params import Architecture, Engine, Recipe
 
 FORMAT = 1
 """Version of these files. Readers understand all versions up to this one."""
+METRICS_FORMAT = 2
+"""Of metrics.json and predictions.npz. In format 1 they were in the precision of the training, since 2 in fp32."""
 
 PLAN, PROVENANCE, METRICS = "plan.json", "provenance.json", "metrics.json"
 HISTORY, TIMING = "history.csv", "timing.csv"
@@ -124,15 +126,20 @@ class Provenance(Origin):
 class Metrics(Record):
     """The errors of one run, percent of the test images (validation: of the images held out)."""
 
-    format: int = FORMAT
+    format: int = METRICS_FORMAT
     model: str
     seed: int
     steps: int
     epochs: int
     num_test_images: int
     test_error_percent: float
-    """of the last step's weights: the headline"""
+    """of the last step's weights, in fp32 and uncompiled: the headline, and what whoever loads the weights measures"""
     test_loss: float
+    training_precision_test_error_percent: float | None = None
+    """of the same weights as the training evaluated them: where the history ends; None in format 1"""
+    population_statistics_test_error_percent: float | None = None
+    """in fp32, with batch normalisation's statistics averaged over training images (`evaluation.average_statistics`);
+    None in format 1 and for nets without running statistics"""
     lowest_test_error_percent: float
     lowest_test_error_epoch: int
     """over all epochs: the test set chose it"""
