@@ -48,9 +48,11 @@ recipes:
     last_batch: drop
     momentum: 0.9
     nesterov: true
+    momentum_at_drops: reset
     weight_decay: 0.0001
     decayed: weights
     initialization: fan_in
+    scales: uniform
     preprocessing:
       kind: constants
       mean: [0.5, 0.5, 0.5]

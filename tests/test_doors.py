@@ -13,6 +13,7 @@ from resnet_repro.params import Params, load
 from test_cli import call
 
 ROOT = Path(__file__).parent.parent
+WRN16_4 = ["wrn16_4", "wrn16_4_dropout", "wrn16_4_released_code"]
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,9 @@ def params() -> Params:
     [
         (Net("normal", 18), 110, ["lasagne110", "preact110"]),  # the project's README: normal 18 is ResNet-110
         (Net("bottleneck", 18), 164, ["lasagne164", "preact164"]),  # bottleneck 18 is ResNet-164
-        (Net("wide", 2, 4), 16, ["lasagne_wide", "wrn16_4", "wrn16_4_dropout"]),  # wide 2 4 is called 16-4
+        (Net("wide", 2, 4), 16, ["lasagne_wide", *WRN16_4]),  # wide 2 4 is called 16-4
         (Net("bottleneck", 111), 1001, ["preact1001", "preact1001_batch64"]),  # He 2016, Table 4
-        (Net("wide", 4, 10), 28, ["wrn28_10", "wrn28_10_dropout", "wrn28_10_zca"]),  # Zagoruyko 2016, Table 5
+        (Net("wide", 4, 10), 28, ["wrn28_10", "wrn28_10_zca", "wrn28_10_dropout"]),  # Zagoruyko 2016, Table 5
         (Net("wide", 6, 1), 40, ["wrn40_1_zca"]),
         (Net("normal", 9), 56, []),
     ],
@@ -38,7 +39,7 @@ def test_its_arguments_name_the_papers_nets(params: Params, asked: Net, depth: i
 
 
 def test_its_own_net_is_preferred_where_it_has_a_run(params: Params) -> None:
-    assert choose_run(params, Net("wide", 2, 4), 1) == ("lasagne_wide-1", ["wrn16_4", "wrn16_4_dropout"])
+    assert choose_run(params, Net("wide", 2, 4), 1) == ("lasagne_wide-1", WRN16_4)
     assert choose_run(params, Net("normal", 18), 1) == ("preact110-1", ["lasagne110"])
 
 

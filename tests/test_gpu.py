@@ -19,6 +19,14 @@ from resnet_repro.training import Trainer
 ROOT = Path(__file__).parent.parent
 
 
+def with_drop(momentum: str) -> Plan:
+    """With a drop in the middle of the first epoch, at which the momentum is kept or reset."""
+    plan = killing.make_plan("resnet")
+    rates = plan.recipe.schedule.model_copy(update={"unit": "steps", "stop": 60, "drops": (3,), "warmup": None})
+    recipe = plan.recipe.model_copy(update={"schedule": rates, "momentum_at_drops": momentum})
+    return plan.model_copy(update={"recipe": recipe})
+
+
 def train_some(plan: Plan, engine: ResolvedEngine, epochs: int = 3, resume_at: int | None = None) -> tuple[str, float]:
     """Digest of the whole state, and the last training loss."""
     configure(engine)
@@ -79,6 +87,14 @@ class TestGraphsOnACpu:
         assert cuda_stand_in.count("replay") == 3 * 5
         assert graphed == eager
 
+    def test_a_momentum_that_is_reset_is_the_one_that_the_graph_reads(self, cuda_stand_in: list[str]) -> None:
+        eager, graphed = (
+            [train_some(with_drop(m), ResolvedEngine("cpu", mode, "fp32", 1, True)) for m in ("keep", "reset")]
+            for mode in ("eager", "graphed_eager")
+        )
+        assert graphed == eager
+        assert eager[0] != eager[1]
+
 
 @pytest.mark.gpu
 class TestOnCuda:
@@ -89,6 +105,14 @@ class TestOnCuda:
         first = train_some(plan, engine)
         assert train_some(plan, engine) == first
         assert train_some(plan, engine, resume_at=3) == first
+
+    @pytest.mark.parametrize("mode", ["eager", "graphed_eager", "graphed"])
+    def test_a_resumed_run_resets_its_momentum_once(self, mode: str) -> None:
+        plan, engine = with_drop("reset"), ResolvedEngine("cuda", mode, "fp32", 1, True)
+        first = train_some(plan, engine)
+        assert [train_some(plan, engine, resume_at=step) for step in (2, 3, 4)] == [first] * 3
+        cpu = train_some(plan, ResolvedEngine("cpu", "eager", "fp32", 1, True))[1]
+        assert first[1] == pytest.approx(cpu, rel=1e-3)
 
     @pytest.mark.parametrize("mode", ["graphed_eager", "graphed"])
     def test_graphs_agree_with_eager_and_the_cpu(self, mode: str) -> None:

@@ -34,6 +34,19 @@ def test_the_repositorys_own_file_loads():
     assert loaded.recipe_of("lasagne164").batch_size == 48
 
 
+def test_wide_nets_whitened_or_by_the_released_code_differ_from_the_others_in_what_their_names_say():
+    loaded = load(REPOSITORY / "params.yaml")
+    text = loaded.recipe_of("wrn16_4").model_dump(exclude={"source"})
+    whitened = [name for name in loaded.models if name.startswith("wrn") and name.endswith("_zca")]
+    assert len(whitened) == 19  # Zagoruyko 2016, Tables 2 to 4
+    for name in whitened:
+        differs = {"initialization": "fan_out", "preprocessing": {"kind": "zca", "mean": (), "std": ()}}
+        assert loaded.recipe_of(name).model_dump(exclude={"source"}) == text | differs
+    released = loaded.recipe_of("wrn16_4_released_code").model_dump(exclude={"source"})
+    differs = {"momentum_at_drops": "reset", "scales": "uniform"}
+    assert released == text | differs | {"schedule": text["schedule"] | {"drops": (59, 119, 159)}}
+
+
 def test_every_key_is_read(file):
     loaded = load_text(file, COMPLETE)
     for place, section, name in KEYS:
@@ -175,6 +188,10 @@ SCHEDULE, ARCHITECTURE = "recipes.he.schedule", "models.net.architecture"
         ("      std: [0.2, 0.2, 0.2]\n", "", "recipes.he.preprocessing", "constants takes 3 values"),
         ("constants\n      mean: [0.5, 0.5, 0.5]\n      std: [0.2, 0.2, 0.2]", "zca", "recipes.he", "one mean per"),
         ("momentum: 0.9", "momentum: 0.0", "recipes.he", "nesterov needs a momentum"),
+        ("momentum: 0.9\n    nesterov: true", "momentum: 0.0", "recipes.he", "momentum_at_drops `reset` needs"),
+        ("drops: [50, 75]", "drops: []", "recipes.he", "a momentum above 0 and drops at which it is reset"),
+        ("running\n        eps: 0.001\n        momentum: 0.2\n        group_size: 16", "none",
+         f"{ARCHITECTURE}.batch_norm", "kind `none` has no scales: leave the recipe's `scales` at ones"),
         ("held_out: 5000", "held_out: 49937", "recipes.he", "batch_size and held_out take 50,001"),
         ("mode: eager", "mode: graphed", "engine", "mode graphed is for CUDA devices, and the device is cpu: use auto"),
         ("threads: 1", "mode: graphed", "models.net.engine", "mode graphed is for CUDA devices"),

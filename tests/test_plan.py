@@ -66,6 +66,8 @@ def test_a_fingerprint_repeats(original):
         ({"decayed": "weights_and_scales"}, "steps"),
         ({"initialization": "fan_in"}, "initial_weights"),
         ({"initialization": "a_martyn"}, "initial_weights"),
+        ({"scales": "uniform"}, "initial_weights"),
+        ({"momentum_at_drops": "reset"}, "steps"),
         ({"schedule": {"drops": (32_001, 48_000)}}, "learning_rate"),
         ({"schedule": {"drop_factor": 0.2}}, "learning_rate"),
         ({"schedule": {"learning_rate": 0.05}}, "learning_rate"),
@@ -85,8 +87,9 @@ def test_every_option_of_a_recipe_is_seen(original, changes, component):
     recipe = changed(HE2015, **changes)
     seen = differing(fingerprint(RESNET, recipe), original)
     assert component in seen
-    assert ("initial_weights" in seen) == ("initialization" in changes)
-    assert ("learning_rate" in seen) <= bool({"schedule", "batch_size", "last_batch"} & changes.keys())
+    assert ("initial_weights" in seen) == bool({"initialization", "scales"} & changes.keys())
+    of_rate = {"schedule", "batch_size", "last_batch", "momentum_at_drops"}
+    assert ("learning_rate" in seen) <= bool(of_rate & changes.keys())
 
 
 @pytest.mark.parametrize(
@@ -219,6 +222,47 @@ def test_a_line_changed_in_the_code_is_seen(original, monkeypatch, mutate, compo
         mutate(patch)
         assert component in differing(fingerprint(RESNET, HE2015), original)
     assert fingerprint(RESNET, HE2015) == original
+
+
+def reset_later(patch: pytest.MonkeyPatch) -> None:
+    resets = training.schedule.resets_momentum
+    patch.setattr(training.schedule, "resets_momentum", lambda recipe, step, *rest: resets(recipe, step - 1, *rest))
+
+
+def reset_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(training.Trainer, "_reset_momentum", lambda self: None)
+
+
+def scales_of_another_range(patch: pytest.MonkeyPatch) -> None:
+    generator = initialization._generator
+
+    class Wider:
+        def __init__(self, *arguments: Any) -> None:
+            self.own = generator(*arguments)
+
+        def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> Any:
+            return self.own.uniform(low, high * 1.001, shape)
+
+        def standard_normal(self, shape: tuple[int, ...]) -> Any:
+            return self.own.standard_normal(shape)
+
+    patch.setattr(initialization, "_generator", Wider)
+
+
+@pytest.mark.parametrize(
+    ("mutate", "components"),
+    [
+        (reset_later, {"steps", "learning_rate"}),
+        (reset_nothing, {"steps"}),
+        (scales_of_another_range, {"initial_weights", "steps"}),
+    ],
+)
+def test_a_line_changed_for_what_zagoruykos_code_does_is_seen(monkeypatch, mutate, components):
+    recipe = changed(HE2015, momentum_at_drops="reset", scales="uniform")
+    before = fingerprint(RESNET, recipe)
+    with monkeypatch.context() as patch:
+        mutate(patch)
+        assert components <= differing(fingerprint(RESNET, recipe), before)
 
 
 def params_with(engine: dict[str, Any] | None = None, **recipe: Any) -> Params:

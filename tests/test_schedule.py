@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from resnet_repro import schedule
 from resnet_repro.params import Schedule, Warmup, load
-from resnet_repro.schedule import learning_rate, steps_per_epoch, total_steps, warmup_ends
+from resnet_repro.schedule import learning_rate, resets_momentum, steps_per_epoch, total_steps, warmup_ends
 
 PARAMS = load(Path(__file__).parents[1] / "params.yaml")
 
@@ -49,6 +49,34 @@ def test_zagoruyko2016_multiplies_by_a_fifth_at_epochs_60_120_160():
         assert rate("wrn16_4", (epoch + 1) * 390 - 1) == pytest.approx(expected, rel=1e-12)
         if epoch:
             assert rate("wrn16_4", epoch * 390 - 1) == pytest.approx(5 * expected, rel=1e-12)
+
+
+def test_zagoruykos_code_lowers_the_rate_and_forgets_the_momentum_one_epoch_before():
+    """train.lua: `for epoch=1,200`, and before the epochs 60, 120 and 160 of that count the rate is multiplied by
+    0.2 and the optimizer's state is made anew (scripts/train_cifar.sh: epoch_step={60,120,160})."""
+    recipe = PARAMS.recipe_of("wrn16_4_released_code")
+    lr, resets, steps = 0.1, [], []
+    for epoch in range(1, 201):
+        if epoch in (60, 120, 160):
+            lr *= 0.2
+            resets.append((epoch - 1) * 390)
+        for step in ((epoch - 1) * 390, epoch * 390 - 1):
+            assert rate("wrn16_4_released_code", step) == pytest.approx(lr, rel=1e-12)
+    steps = [step for step in range(total_steps(recipe, 50_000)) if resets_momentum(recipe, step, 390)]
+    assert steps == resets
+    assert not any(resets_momentum(PARAMS.recipes["wrn2016"], 390 * epoch, 390) for epoch in range(200))
+
+
+def test_he_2016s_torch_code_drops_at_the_start_of_epochs_81_and_122():
+    """train.lua of fb.resnet.torch: `epoch >= 122 and 2 or epoch >= 81 and 1 or 0`, counted from 1; its loader
+    keeps the last 16 images, and the authors' command says -batchSize 64 -nEpochs 200."""
+    recipe = PARAMS.recipe_of("preact1001_batch64")
+    assert steps_per_epoch(recipe, 50_000) == 782
+    assert total_steps(recipe, 50_000) == 200 * 782
+    for epoch in range(1, 201):
+        expected = 0.1 * 0.1 ** (2 if epoch >= 122 else 1 if epoch >= 81 else 0)
+        for step in ((epoch - 1) * 782, epoch * 782 - 1):
+            assert rate("preact1001_batch64", step) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_martyn_drops_where_its_csv_files_show_it():
@@ -143,6 +171,22 @@ def test_the_rate_changes_at_the_drops_and_the_end_of_the_warm_up_and_nowhere_el
     assert changes == [each * at for at in ([] if length is None else [length]) + after]
     for drop in after:
         assert values[each * drop] == pytest.approx(0.1 * values[each * drop - 1])
+
+
+@given(
+    st.sampled_from(["steps", "epochs"]),
+    st.lists(st.integers(1, 29), unique=True, min_size=1, max_size=5).map(sorted),
+    st.integers(1, 9),
+)
+def test_the_momentum_is_reset_before_the_first_step_with_each_lower_rate(unit, drops, epoch_steps):
+    plan = Schedule(unit=unit, stop=30, learning_rate=1.0, drops=tuple(drops), drop_factor=0.1)
+    recipe = PARAMS.recipes["wrn2016"].model_copy(update={"schedule": plan, "momentum_at_drops": "reset"})
+    steps = range(30 * (1 if unit == "steps" else epoch_steps))
+    rates = [learning_rate(plan, step, epoch_steps, None) for step in steps]
+    lowered = [step for step in steps if step and rates[step] < rates[step - 1]]
+    assert [step for step in steps if resets_momentum(recipe, step, epoch_steps)] == lowered
+    kept = recipe.model_copy(update={"momentum_at_drops": "keep"})
+    assert not any(resets_momentum(kept, step, epoch_steps) for step in steps)
 
 
 @given(st.integers(1, 1000), st.integers(1, 200), st.sampled_from(["keep", "drop"]))

@@ -91,6 +91,8 @@ def by_hand(
             for module in net.modules():
                 if isinstance(module, Dropout):
                     module.key = hash32(DROPOUT, SEED, torch.tensor(step))
+            if recipe.momentum_at_drops == "reset" and step and rates[step] < rates[step - 1]:
+                optimizer.state.clear()  # as Zagoruyko's code, which makes the state anew
             for group in optimizer.param_groups:
                 group["lr"] = rates[step]
             logits = net(images.take(views.index[part], views.row[part], views.column[part], views.flip[part]))
@@ -117,6 +119,8 @@ def by_hand(
         ({"weight_decay": 0.0}, (4, 4, 2)),
         ({"momentum": 0.0}, (4, 4, 2)),
         ({"last_batch": "drop"}, (4, 4)),
+        ({"momentum_at_drops": "reset"}, (4, 4, 2)),  # within the second epoch
+        ({"momentum_at_drops": "reset", "nesterov": True, "last_batch": "drop"}, (4, 4)),  # between two
         ({"augmentation": Augmentation(padding=3, fill="reflect", draw="batch", crop="five")}, (4, 4, 2)),
     ],
     ids=str,
@@ -137,6 +141,22 @@ def test_training_is_torchs_sgd_on_the_same_batches(model, changes, sizes):
         step = (epoch + 1) * len(sizes)
         assert (total.epoch, total.step, total.num_images) == (epoch + 1, step, sum(sizes))
         assert total.learning_rate == pytest.approx(RATES[step - 1])
+
+
+def test_the_reset_is_that_of_zagoruykos_code():
+    """optim.sgd of Torch, whose state is made anew at a drop: its velocity is then the gradient alone."""
+    recipe = changed(momentum_at_drops="reset", nesterov=True)
+    trainer, kept = (trainer_of(NETS["resnet"], r, torch.float64) for r in (recipe, changed(nesterov=True)))
+    for one in (trainer, kept):
+        run(one, 4)
+    assert digest_of(trainer.state()[0]) == digest_of(kept.state()[0])  # nothing else is touched, nothing too early
+    before = {n: p.detach().clone() for n, p in trainer.net.named_parameters()}
+    for one in (trainer, kept):
+        run(one, 5)
+    for name, value in trainer.net.named_parameters():
+        velocity = trainer.state()[0][f"momentum.{name}"]  # = the gradient, decay included
+        torch.testing.assert_close(value.detach(), before[name] - 0.01 * 1.9 * velocity)
+    assert digest_of(trainer.state()[0]) != digest_of(kept.state()[0])
 
 
 @pytest.mark.parametrize("draw", ["image", "batch"])
@@ -215,8 +235,12 @@ WARM = changed(
 
 
 @pytest.mark.parametrize("model", NETS)
-@pytest.mark.parametrize("stop", [0, 1, 3, 4, 8])
-@pytest.mark.parametrize("recipe", [changed(nesterov=True), WARM], ids=["fixed", "warm-up"])
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 5, 8])
+@pytest.mark.parametrize(
+    "recipe",
+    [changed(nesterov=True), WARM, changed(nesterov=True, momentum_at_drops="reset")],
+    ids=["fixed", "warm-up", "reset"],
+)
 def test_a_resumed_run_has_the_bits_of_the_unbroken_one(model, stop, recipe):
     whole = trainer_of(NETS[model], recipe)
     expected = run(whole)

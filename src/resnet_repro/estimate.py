@@ -151,7 +151,7 @@ def _measure(plan: Plan, deadline: float) -> float:
     normalizer = preprocessing.fit(simple, pixels.numpy()).to(device)
     images = pad(recipe.augmentation, pixels.to(device), (torch.arange(count) % 10).to(device), normalizer)
     net = build_model(plan.architecture)
-    initialize(net, recipe.initialization, 1)
+    initialize(net, recipe.initialization, 1, recipe.scales)
     trainer = Trainer(to_fastest_layout(net, device), recipe, images, 1, engine)
     times = [time.monotonic()]
 

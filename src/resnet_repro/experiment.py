@@ -105,7 +105,7 @@ def assemble(plan: Plan, seed: int, arrays: Arrays, engine: ResolvedEngine) -> A
     )
 
     net = build_model(plan.architecture)
-    initialize(net, recipe.initialization, seed)
+    initialize(net, recipe.initialization, seed, recipe.scales)
     net = to_fastest_layout(net, device)
     return Assembled(Trainer(net, recipe, padded, seed, engine), Evaluator(net, engine), normalizer, test, validation)
 

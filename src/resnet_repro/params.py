@@ -264,10 +264,14 @@ class Recipe(Section):
     last_batch: Literal["keep", "drop"] = "keep"
     momentum: Fraction
     nesterov: bool = False
+    momentum_at_drops: Literal["keep", "reset"] = "keep"
+    """reset: the velocity starts from zero again with each drop of the rate (Zagoruyko 2016's code)"""
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     decayed: Literal["all", "weights", "weights_and_scales"] = "all"
     """what decays: everything; convolution and linear weights; those and batch normalisation's scales"""
     initialization: Literal["fan_in", "fan_out", "a_martyn", "lasagne"]
+    scales: Literal["ones", "uniform"] = "ones"
+    """where batch normalisation's scales start: at 1, or drawn from U(0, 1), Torch's default of 2016"""
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()
     held_out: Annotated[int, Field(ge=0)] = 0
@@ -283,6 +287,8 @@ class Recipe(Section):
             raise ValueError("fill `black` needs one mean per channel: preprocessing mean_std or constants")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
+        if self.momentum_at_drops == "reset" and not (self.momentum and self.schedule.drops):
+            raise ValueError("momentum_at_drops `reset` needs a momentum above 0 and drops at which it is reset")
         if (taken := self.batch_size + self.held_out) > CIFAR10_TRAIN_IMAGES:
             raise ValueError(f"batch_size and held_out take {taken:,} of the {CIFAR10_TRAIN_IMAGES:,} training images")
         return self
@@ -370,6 +376,9 @@ class Params(Section):
             if (size := model.architecture.batch_norm.group_size or 0) > (batch := self.recipe_of(name).batch_size):
                 place = ("models", name, "architecture", "batch_norm")
                 raise Misplaced(place, f"group_size {size} exceeds batch_size {batch}")
+            if model.architecture.batch_norm.kind == "none" and self.recipe_of(name).scales != "ones":
+                place = ("models", name, "architecture", "batch_norm")
+                raise Misplaced(place, "kind `none` has no scales: leave the recipe's `scales` at ones")
             self.engine_of(name)
         for section in ("runs", "ablations"):
             for key, run in getattr(self, section).items():

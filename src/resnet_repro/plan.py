@@ -51,19 +51,20 @@ def fingerprint(architecture: Architecture, recipe: Recipe, net: nn.Module | Non
     """Digests by component: the initial weights, the split and the batches, the learning rate, some steps,
     and the evaluation after them."""
     net = net or build_model(architecture)
-    initialize(net, recipe.initialization, SEED)
+    initialize(net, recipe.initialization, SEED, recipe.scales)
     initial_weights = _digest(_tensor_lines(dict(net.named_parameters())))
 
     net = build_model(_small(architecture))
-    initialize(net, recipe.initialization, SEED)
+    initialize(net, recipe.initialization, SEED, recipe.scales)
     images, labels = synthetic_images()
     normalizer = preprocessing.fit(recipe.preprocessing, images).to(torch.device("cpu"), torch.float64)
     # more padding than an 8x8 image can reflect would fail
     small = recipe.augmentation.model_copy(update={"padding": min(recipe.augmentation.padding, SIZE - 1)})
     padded = pad(small, torch.from_numpy(images), torch.from_numpy(labels), normalizer)
 
+    drops = (2,) if recipe.momentum_at_drops == "reset" else ()  # a drop among the steps, for whom it does something
     rate = recipe.schedule.model_copy(
-        update={"unit": "steps", "stop": 4, "learning_rate": STEP_RATE, "drops": (), "warmup": None}
+        update={"unit": "steps", "stop": 4, "learning_rate": STEP_RATE, "drops": drops, "warmup": None}
     )
     trainer = Trainer(
         net.double(),
@@ -138,10 +139,12 @@ def _rate_lines(recipe: Recipe) -> Iterable[str]:
     edges = [0, *(d * scale for d in plan.drops), plan.stop * scale]
     if plan.warmup is not None and plan.warmup.length is not None:
         edges.append(plan.warmup.length * scale)
+    steps = [step for edge in edges for step in (edge - 1, edge, edge + 1)]
     for warm_since in (None, 500):
-        for edge in edges:
-            for step in (edge - 1, edge, edge + 1):
-                yield f"{step} {schedule.learning_rate(plan, max(step, 0), per_epoch, warm_since):.6e}"
+        for step in steps:
+            yield f"{step} {schedule.learning_rate(plan, max(step, 0), per_epoch, warm_since):.6e}"
+    if recipe.momentum_at_drops == "reset":
+        yield f"reset {[step for step in steps if schedule.resets_momentum(recipe, step, per_epoch)]}"
     yield f"{schedule.total_steps(recipe, CIFAR10_TRAIN_IMAGES)}"
     yield f"{[schedule.warmup_ends(plan, error) for error in (79.9, 80.0, 80.1)]}"
 

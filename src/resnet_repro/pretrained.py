@@ -220,7 +220,7 @@ def untrained(plan: Plan, seed: int = 1) -> Classifier:
     pixels are read as 0 to 1, unless the recipe names constants.
     """
     net, recipe = build_model(plan.architecture), plan.recipe
-    initialize(net, recipe.initialization, seed)
+    initialize(net, recipe.initialization, seed, recipe.scales)
     plain = Preprocessing(kind="pixel_mean")  # the mean of a black image is 0
     kind = recipe.preprocessing if recipe.preprocessing.kind == "constants" else plain
     return Classifier(net, preprocessing.fit(kind, np.zeros((1, 3, 32, 32), dtype=np.uint8)))

@@ -30,6 +30,12 @@ def learning_rate(schedule: Schedule, step: int, epoch_steps: int, warm_since: i
     return schedule.learning_rate * schedule.drop_factor ** bisect_right(schedule.drops, now)
 
 
+def resets_momentum(recipe: Recipe, step: int, epoch_steps: int) -> bool:
+    """Whether the momentum is set to zero before a step (counted from 0): the first with each lower rate."""
+    unit = 1 if recipe.schedule.unit == "steps" else epoch_steps
+    return recipe.momentum_at_drops == "reset" and step in (drop * unit for drop in recipe.schedule.drops)
+
+
 def warmup_ends(schedule: Schedule, train_error_percent: float) -> bool:
     """Whether an epoch with this training error ends a warm-up that is bound to it."""
     warmup = schedule.warmup

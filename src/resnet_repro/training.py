@@ -108,6 +108,8 @@ class Trainer:
         for position in range(start, stop):
             if interrupted():
                 return None
+            if schedule.resets_momentum(self.recipe, self.step, self.epoch_steps):
+                self._reset_momentum()
             self._run_step(self._batch_size(position))
             self.step += 1
             on_step(self.step)
@@ -173,6 +175,12 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         return schedule.learning_rate(self.recipe.schedule, step, self.epoch_steps, self.warm_since)
+
+    def _reset_momentum(self) -> None:
+        """In place, since a captured graph reads these very tensors. Zeros are what the optimizer began with: a
+        first step from them is that of Torch's optim.sgd with a fresh state."""
+        for parameter in self.net.parameters():
+            self.optimizer.state[parameter]["momentum_buffer"].zero_()
 
     def _prepare_epoch(self, epoch: int, position: int) -> None:
         """Fill the epoch's buffers in place: a captured graph reads these very tensors."""

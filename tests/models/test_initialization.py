@@ -84,6 +84,24 @@ def test_scales_are_one_and_every_bias_and_shift_zero(scheme):
             assert bias is None or not bias.any(), name
 
 
+@pytest.mark.parametrize("net", NETS)
+def test_uniform_scales_are_torchs_of_2016(net):
+    """BatchNormalization.lua of Torch's nn: `self.weight:uniform()`, which is U(0, 1), and `self.bias:zero()`; the
+    convolutions and the linear layer keep the bits that they have with scales of 1."""
+    drawn = build_model(NETS[net])
+    initialize(drawn, "fan_in", 1, "uniform")
+    ones, found = weights(NETS[net]), {name: value.detach() for name, value in drawn.named_parameters()}
+    names = {f"{name}.weight" for name, module in drawn.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    scales = torch.cat([found[name] for name in names])
+    assert stats.kstest(scales.numpy(), stats.uniform(0, 1).cdf).pvalue > 1e-4
+    assert scales.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(1 / 12 / len(scales)))
+    assert scales.var().item() == pytest.approx(1 / 12, abs=4 * math.sqrt(1 / 180 / len(scales)))
+    assert (0 <= scales.min() < 0.05, 0.95 < scales.max() <= 1) == (True, True)
+    assert all(torch.equal(value, ones[name]) for name, value in found.items() if name not in names)
+    firsts = {tuple(found[name][:4].tolist()) for name in names}
+    assert len(firsts) == len(names)  # each layer draws its own
+
+
 def test_a_seed_gives_its_bits_and_another_seed_others():
     first, again, other = (weights(NETS["resnet"], seed=seed) for seed in (1, 1, 2))
     drawn = [name for name, value in first.items() if value.dim() > 1]
@@ -115,6 +133,6 @@ def test_float32_is_the_rounded_float64():
     nets = [build_model(NETS["preact"]) for _ in range(2)]
     nets[1].double()
     for net in nets:
-        initialize(net, "fan_out", 5)
+        initialize(net, "fan_out", 5, "uniform")
     for name, value in nets[0].state_dict().items():
         assert torch.equal(value, nets[1].state_dict()[name].to(value.dtype)), name

@@ -14,30 +14,44 @@ from torch import Tensor, nn
 from resnet_repro.models.layers import Gate
 
 
-def initialize(net: nn.Module, scheme: str, seed: int) -> None:
+def initialize(net: nn.Module, scheme: str, seed: int, scales: str = "ones") -> None:
     """Set all weights of `net` in place.
 
     Convolutions are normal with variance 2/fan (He et al. 2015, reference 13 of the paper): `fan_in`,
     `fan_out`; `lasagne` fan-in with Glorot-uniform projections; `a_martyn` fan-out but for the stem, which
     keeps PyTorch's default. The linear layer is uniform within 1/sqrt(fan_in), Torch's default, for the
     first two, He normal for a_martyn, and for lasagne its HeNormal without gain: variance 1/fan_in.
-    Biases are 0 but for gates', which start where they are told; scales are 1.
+    Biases are 0 but for gates', which start where they are told; the scales of normalisations are 1 or, for
+    `uniform`, drawn from U(0, 1).
     """
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(_constant(net, name))
-            else:
+            if parameter.dim() > 1:
                 parameter.copy_(_draw(name, parameter, scheme, seed).to(parameter.dtype))
+            elif scales == "uniform" and _is_scale(net, name):
+                drawn = _generator(name, seed).uniform(0, 1, tuple(parameter.shape))
+                parameter.copy_(torch.from_numpy(drawn).to(parameter.dtype))
+            else:
+                parameter.fill_(_constant(net, name))
 
 
 def _constant(net: nn.Module, name: str) -> float:
     """Where a scale or bias starts."""
-    owner, _, leaf = name.rpartition(".")
-    module = net.get_submodule(owner)
+    module = net.get_submodule(name.rpartition(".")[0])
     if isinstance(module, Gate):
         return module.initial_bias
-    return 1.0 if leaf == "weight" and isinstance(module, nn.BatchNorm2d) else 0.0
+    return 1.0 if _is_scale(net, name) else 0.0
+
+
+def _is_scale(net: nn.Module, name: str) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    return leaf == "weight" and isinstance(net.get_submodule(owner), nn.BatchNorm2d)
+
+
+def _generator(name: str, seed: int) -> np.random.Generator:
+    """A tensor's own."""
+    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little")))
 
 
 def _draw(name: str, parameter: Tensor, scheme: str, seed: int) -> Tensor:
@@ -56,9 +70,7 @@ def _draw(name: str, parameter: Tensor, scheme: str, seed: int) -> Tensor:
     elif scheme == "lasagne" and is_projection:
         uniform = glorot
 
-    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little")))
-    shape = tuple(parameter.shape)
+    generator, shape = _generator(name, seed), tuple(parameter.shape)
     if uniform is not None:
         return torch.from_numpy(generator.uniform(-uniform, uniform, shape))
     gain = 1 if is_linear and scheme == "lasagne" else 2
