@@ -22,7 +22,9 @@ Role = Literal["judged", "beside", "recorded"]
 Measured = Literal["test error", "training error"]
 
 LAST, LOWEST = "last epoch", "lowest over epochs"
-FIRST = "single run, last iteration"
+FIRST = "single run, last iteration (inferred)"
+"""He 2015, Table 6, prints neither the number of runs nor the iteration; that its Figure 6 ends at these numbers,
+while the minima of the curves are lower, tells the iteration."""
 MEDIAN, MEAN, BEST = "median of 5", "mean of 5", "best of 5"
 READ_OFF = "end of the curve, read off, ±0.1"
 """measured on the image of the figure; ± is two reading SDs"""
