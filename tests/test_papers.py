@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from resnet_repro import params
 from resnet_repro.papers import (
+    EYE,
     FIGURE_6_END,
+    FIRST,
     NUM_PARAMETERS,
     PAPERS,
     PRINTED_MILLIONS_OF_PARAMETERS,
+    READ_OFF,
     SOURCE_PROJECTS,
     Published,
     judged_against,
@@ -70,6 +74,7 @@ def cells(table: str) -> list[list[str]]:
 
 # He 2016, Table 1: kind, factor on the shortcut, on the residual function, error; all of ResNet-110 with option A
 HE_2016_TABLE_1 = """
+constant_scaling 0 1 fail
 constant_scaling 0.5 1 fail
 constant_scaling 0.5 0.5 12.35
 exclusive_gating 0 fail
@@ -139,6 +144,7 @@ def test_he_2015_table_6() -> None:
         number = judged_against(f"resnet{depth}")
         assert number
         assert (number.value, number.source, number.runs) == (float(error), "He 2015, Table 6", 1)
+        assert number.statistic == FIRST
         assert PRINTED_MILLIONS_OF_PARAMETERS[f"resnet{depth}"] == float(millions)
 
 
@@ -174,6 +180,9 @@ def test_he_2016_table_1() -> None:
     skips = {name: model.architecture.skip for name, model in PARAMS.models.items()}
     for line in HE_2016_TABLE_1.strip().splitlines():
         kind, *options, error = line.split()
+        if options == ["0", "1"]:  # "this is a plain net"
+            assert the(paper_numbers("plain110"), source="He 2016, Table 1", relation=">") == 20.0
+            continue
         names = ("shortcut_factor", "residual_factor") if len(options) == 2 else ("gate_bias",)
         names = ("dropout",) if kind == "dropout" else names
         wanted = params.Skip.model_validate({"kind": kind, **dict(zip(names, map(float, options), strict=True))})
@@ -207,6 +216,54 @@ def test_medians_of_five(model: str, value: float) -> None:
     assert (number.value, number.statistic, number.runs) == (value, "median of 5", 5)
 
 
+def test_zagoruyko_2016_figure_4_contradicts_table_4() -> None:
+    """Its text prints 40-4: 4.66, 16-10: 4.56, 28-10: 4.38 and pre-act 1001: 4.64."""
+    figure = {n.model: n.value for n in PAPERS if n.source == "Zagoruyko 2016, Figure 4"}
+    assert figure == {"wrn40_4_zca": 4.66, "wrn16_10_zca": 4.56, "wrn28_10_zca": 4.38}
+    table = {n.model: n.value for n in PAPERS if n.source == "Zagoruyko 2016, Table 4 (ZCA)"}
+    others = {"wrn40_4_zca": "wrn40_8_zca", "wrn16_10_zca": "wrn16_10_zca", "wrn28_10_zca": "wrn22_8_zca"}
+    assert figure == {model: table[other] for model, other in others.items()}
+    assert the(paper_numbers("preact1001_batch64"), second_hand=True) == 4.64
+
+
+def test_the_authors_logs_end_around_the_printed_number() -> None:
+    logs = [n for n in PAPERS if n.source.endswith("logs/ of its code (ZCA)")]
+    assert [(n.model, n.statistic, n.value) for n in logs] == [
+        ("wrn40_4_zca", "last epoch", 5.11),
+        ("wrn40_4_zca", "lowest over epochs", 4.92),
+        ("preact164_zca", "last epoch", 5.75),
+        ("preact164_zca", "lowest over epochs", 5.53),
+    ]
+    assert 4.92 < the(paper_numbers("wrn40_4_zca"), role="judged") < 5.11
+
+
+def test_training_errors_are_kept_apart_from_test_errors() -> None:
+    """The ends of the dashed curves of He 2015, Figure 6."""
+    (plain32,) = paper_numbers("plain32", "training error")
+    assert (plain32.value, plain32.reading_sd, plain32.role) == (1.16, 0.075, "recorded")
+    ends = {n.model: n.value for n in PAPERS if n.measure == "training error"}
+    assert list(ends.values()) == [1.42, 1.16, 3.22, 5.92, 0.83, 0.27]
+    assert all(n.measure == "test error" for model in ends for n in paper_numbers(model))
+    assert all(value < FIGURE_6_END[model] for model, value in ends.items())
+
+
+def test_what_is_read_off_says_how_well() -> None:
+    """± is two standard deviations of a reading; what is printed as a number was not read off."""
+    for number in (*PAPERS, *SOURCE_PROJECTS):
+        if "read off, ±" in number.statistic:
+            assert float(number.statistic.split("±")[1]) == pytest.approx(2 * number.reading_sd)
+        else:
+            assert bool(number.reading_sd) == (number.statistic == EYE)
+
+
+def test_readings_by_eye_are_marked_and_coarse() -> None:
+    by_eye = [n for n in PAPERS if n.statistic == EYE]
+    assert {n.model for n in by_eye} == {"plain20", "plain32", "plain44", "plain56"}
+    assert not {n.role for n in by_eye} - {"recorded"}
+    rms = np.sqrt(np.mean([(n.value - FIGURE_6_END[n.model]) ** 2 for n in by_eye]))
+    assert [n.reading_sd for n in by_eye] == pytest.approx([rms] * 4, abs=0.005)
+
+
 def test_the_second_hand_number_is_marked_and_not_judged_against() -> None:
     (quoted,) = [n for n in paper_numbers("wrn16_4") if n.second_hand]
     assert (quoted.value, quoted.role) == (5.55, "beside")
@@ -220,7 +277,8 @@ def test_plain110_is_only_a_bound() -> None:
 
 
 def test_figure_6_ends_at_table_6() -> None:
-    """To the accuracy of reading, which shows that the table is the last iteration."""
+    """To the accuracy of reading: so the table is inferred to be the last iteration."""
+    assert {n.model for n in PAPERS if n.statistic == READ_OFF} == set(FIGURE_6_END)
     for model in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
         number = judged_against(model)
         assert number
@@ -246,7 +304,8 @@ def test_every_full_length_run_has_something_to_be_judged_against() -> None:
 def test_a_run_of_every_judged_number_is_one_line() -> None:
     """A net for whatever the papers print, and for what a row of a source project is measured against."""
     printed = {n.model for n in PAPERS} | {n.model for n in SOURCE_PROJECTS if n.role == "judged"}
-    assert printed - set(PARAMS.models) == set()
+    assert printed - set(PARAMS.models) == {"wrn28_10_dropout_zca", "preact164_zca"}
+    assert {n.role for n in PAPERS if n.model not in PARAMS.models} == {"recorded"}
 
 
 def test_parameter_counts_are_of_known_models() -> None:
@@ -260,6 +319,6 @@ def test_a_row_is_judged_against_one_number() -> None:
 
 def test_all_numbers_are_percentages_with_a_source() -> None:
     for number in (*PAPERS, *SOURCE_PROJECTS):
-        assert 3 < number.value <= 60
+        assert (0 if number.measure == "training error" else 3) < number.value <= 60
         assert number.source
         assert number.statistic
