@@ -115,7 +115,14 @@ verdicts:
   margin_points: 0.2
   wide_margin_points: 0.9
   alpha: 0.04
+  looks: [1, 2]
   power: 0.7
+  prior:
+    sd_ratio: 1.5
+    degrees_of_freedom: 20
+    alpha: 0.02
+  seen_before: [net-1]
+  registered: 0123456789abcdef0123456789abcdef01234567
 """
 
 

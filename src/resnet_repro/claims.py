@@ -22,14 +22,18 @@ class Measure:
     name: str
     of: Callable[[RunEvidence], float]
     unit: Literal["points", "nats"] = "points"
+    seeds_known: bool = False
+    """whether other people's runs tell how far seeds lie apart: so for test errors"""
 
     def text(self, value: float, sign: bool = False) -> str:
         digits = 2 if self.unit == "points" else 4
         return f"{value:{'+' if sign else ''}z.{digits}f}"
 
 
-TEST_ERROR = Measure("test error", lambda run: run.metrics.test_error_percent)
-LOWEST_TEST_ERROR = Measure("lowest test error over epochs", lambda run: run.metrics.lowest_test_error_percent)
+TEST_ERROR = Measure("test error", lambda run: run.metrics.test_error_percent, seeds_known=True)
+LOWEST_TEST_ERROR = Measure(
+    "lowest test error over epochs", lambda run: run.metrics.lowest_test_error_percent, seeds_known=True
+)
 TRAIN_ERROR = Measure("training error", lambda run: run.metrics.train_error_percent)
 TRAIN_LOSS = Measure("training loss", lambda run: run.metrics.train_loss, "nats")
 FIRST_EPOCH_TRAIN_ERROR = Measure(

@@ -336,22 +336,42 @@ class AblationGroup(Section):
     variants: Strings
 
 
+class Prior(Section):
+    """How far single runs of one model lie apart, as far as other people's runs tell: `seed_spreads.csv`."""
+
+    sd_ratio: Rate
+    """standard deviation over seeds, in units of sqrt(error / 200) points: of independent errors on 10,000 images"""
+    degrees_of_freedom: PositiveInt
+    """for how much it counts: as a standard deviation from one run more than this would"""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    """the prior is dropped where runs spread so widely that this is their chance under it, or less"""
+
+
 class Verdicts(Section):
-    """By what a printed number counts as reproduced. Fixed before there was a full run."""
+    """By what a printed number counts as reproduced, or a claim as shown. Fixed before the runs that it judges."""
 
     margin_points: Rate
     """our runs must be shown to lie within this of the printed number"""
     wide_margin_points: Rate
     """a second, wider margin: a-martyn's "within 1%" """
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
-    """the chance to call a number reproduced that lies at the margin or beyond"""
+    """the chance, at one look and to one side, to say what is not so"""
+    looks: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+    """numbers of runs at which verdicts are read; between two looks the earlier one stands"""
     power: Annotated[float, Field(gt=0, lt=1)]
-    """the chance of a decision for which the number of seeds is planned"""
+    """the chance of a decision for which numbers of runs are planned"""
+    prior: Prior
+    seen_before: Strings = ()
+    """runs that were there before these rules"""
+    registered: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")] = ""
+    """the commit that fixed these rules"""
 
     @model_validator(mode="after")
-    def _wider(self) -> Self:
+    def _in_order(self) -> Self:
         if self.wide_margin_points < self.margin_points:
             raise ValueError(f"wide_margin_points must not be below margin_points {self.margin_points}")
+        if list(self.looks) != sorted(set(self.looks)):
+            raise ValueError(f"looks {list(self.looks)} must rise")
         return self
 
 

@@ -1,9 +1,7 @@
 """How far test errors of the same net and recipe lie apart by their seeds alone, from other people's runs.
 
-If a net erred on each image independently of its other seeds, the standard deviation of its test error would be some
-sqrt(error / 200) points on 10,000 images for an error in percent (by calibration: Jordan 2023, arXiv 2304.01910).
-`seed_spreads.csv` has the published standard deviations of the papers' nets; their ratio to that formula is what is
-known of a row's spread before it has runs of its own.
+`seed_spreads.csv` has the published standard deviations of the papers' nets. Their ratio to what independent errors
+would give is what is known of a row's spread before it has runs of its own: the prior of `verdicts` in params.yaml.
 """
 
 from pathlib import Path
@@ -11,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import chi2
+
+from resnet_repro.statistics import independent_sd
 
 TABLE = Path(__file__).with_name("seed_spreads.csv")
 
@@ -25,16 +25,11 @@ def seed_spreads() -> pd.DataFrame:
     return table.astype({"runs": int})
 
 
-def independent_sd(error_percent: pd.Series) -> pd.Series:
-    """The standard deviation over seeds, in points, if seeds erred independently on each of 10,000 images."""
-    return np.sqrt(error_percent / 200)
-
-
 def pooled_ratio(table: pd.DataFrame) -> tuple[float, tuple[float, float], int]:
     """Published to independent standard deviation over the rows of the table: root mean square weighted with the
     degrees of freedom, its chi-squared 95% interval, and their number."""
     freedom = table.runs - 1
-    ratio = table.sd_points / independent_sd(table.mean_percent)
+    ratio = table.sd_points / table.mean_percent.map(independent_sd)
     total = int(freedom.sum())
     sum_of_squares = float((freedom * ratio**2).sum())
     low, high = np.sqrt(sum_of_squares / chi2.ppf([0.975, 0.025], total))

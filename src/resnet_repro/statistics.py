@@ -1,11 +1,11 @@
 """What test errors over seeds allow to say: summaries, equivalence with a printed number, two models compared.
 
-Errors are in percent, differences and margins in points. Runs of one model with different seeds are taken as
-draws from one normal distribution. A printed number is taken as exact: no paper gives enough of its own spread.
+Errors are in percent, differences and margins in points. Runs of one model with different seeds are taken as draws from
+one normal distribution. How wide it is, one run cannot tell; other people's runs of these nets can (`Prior`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
@@ -13,9 +13,10 @@ import numpy as np
 from scipy import stats
 from scipy.special import ndtr
 from statsmodels.stats import contingency_tables
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
+
+from resnet_repro.params import Prior
 
 Interval = tuple[float, float]
 
@@ -42,16 +43,57 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Standard deviation of single runs, in units of `independent_sd`, and how well it is known."""
+
+    ratio: float
+    degrees_of_freedom: int
+    by_prior: bool
+    """whether other people's runs carry it"""
+
+    def std(self, error_percent: float) -> float:
+        """In points, of runs of a model with this mean error."""
+        return self.ratio * independent_sd(error_percent)
+
+
+@dataclass(frozen=True)
+class PriorCheck:
+    """How our own runs spread against the prior."""
+
+    ratio: float
+    """pooled, of standard deviation to `independent_sd`"""
+    degrees_of_freedom: int
+    p_value: float
+    """of a spread as wide as this or wider, were the prior the truth"""
+    holds: bool
+
+
+@dataclass(frozen=True)
 class Equivalence:
     """Our statistic against a printed number."""
 
-    estimate: float | None
-    """of what was printed: our mean, or our simulated best; None where one run would have to show a best"""
+    estimate: float
+    """of what was printed: our mean, or what the best of several runs like ours is expected to be"""
     difference: float
-    """estimate - printed, in points; the mean's where there is no estimate"""
+    """estimate - printed, in points"""
     interval: Interval | None
-    """1 - 2 alpha interval of the difference; None for one run"""
+    """1 - 2 alpha interval of the difference; None where no spread is known"""
     outcome: Outcome
+
+    @property
+    def smallest_margin(self) -> float | None:
+        """Within which the number would be reproduced, in points."""
+        return None if self.interval is None else max(map(abs, self.interval))
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Our mean beside one printed run, taken as one more run of the same recipe."""
+
+    limit: float
+    """1 - 2 alpha of such differences are smaller, in points"""
+    p_value: float
+    """two-sided, of a difference as large as ours or larger"""
 
 
 @dataclass(frozen=True)
@@ -91,61 +133,125 @@ def wilson(error_percent: float, num_images: int, confidence: float = 0.95) -> I
     return 100 * float(low), 100 * float(high)
 
 
+def at_look(values: Sequence[float], looks: Sequence[int]) -> Sequence[float]:
+    """The runs (by seed) of the last look that was reached; none before the first."""
+    return values[: max((look for look in looks if look <= len(values)), default=0)]
+
+
+def independent_sd(error_percent: float) -> float:
+    """Standard deviation over seeds, in points, of runs that err independently on each of 10,000 images: about
+    sqrt(error / 200), by calibration (Jordan 2023, arXiv 2304.01910)."""
+    return float(np.sqrt(max(error_percent, 0.01) / 200))
+
+
+def check_prior(samples: Iterable[Sequence[float]], prior: Prior) -> PriorCheck | None:
+    """Chi-squared test of our runs' spread, pooled over models, against the prior; None where no model has two runs.
+
+    Only a wider spread refutes it: with a narrower one the verdicts are more cautious than they need to be.
+    """
+    sum_of_squares, freedom = _pooled(samples)
+    if freedom == 0:
+        return None
+    p_value = float(stats.chi2.sf(sum_of_squares / prior.sd_ratio**2, freedom))
+    return PriorCheck(float(np.sqrt(sum_of_squares / freedom)), freedom, p_value, p_value > prior.alpha)
+
+
+def seed_spread(samples: Sequence[Sequence[float]], prior: Prior | None) -> Spread | None:
+    """Of single runs, from one sample per model: the prior, updated by what the samples themselves show.
+
+    The ratio is a mean square weighted with degrees of freedom, as for a scaled inverse chi-squared prior. Where the
+    samples refute the prior (`check_prior`), or there is none, they stand alone; None: then one run each tells nothing.
+    """
+    sum_of_squares, freedom = _pooled(samples)
+    if prior is not None and ((check := check_prior(samples, prior)) is None or check.holds):
+        total = prior.degrees_of_freedom + freedom
+        ratio = np.sqrt((prior.degrees_of_freedom * prior.sd_ratio**2 + sum_of_squares) / total)
+        return Spread(float(ratio), total, by_prior=True)
+    if freedom == 0 or sum_of_squares == 0:
+        return None
+    return Spread(float(np.sqrt(sum_of_squares / freedom)), freedom, by_prior=False)
+
+
+def _pooled(samples: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Sum of squares around each sample's mean, in squared units of `independent_sd`; its degrees of freedom."""
+    arrays = [_sample(values) for values in samples]
+    squares = (np.square(a - a.mean()).sum() / independent_sd(a.mean()) ** 2 for a in arrays)
+    return float(sum(squares)), sum(len(a) - 1 for a in arrays)
+
+
 def equivalence(
-    values: Sequence[float], target: float, margin: float, alpha: float = 0.05, best_of: int | None = None
+    values: Sequence[float],
+    target: float,
+    margin: float,
+    alpha: float,
+    spread: Spread | None,
+    reading_sd: float = 0.0,
+    best_of: int = 1,
 ) -> Equivalence:
-    """Whether our runs agree with a printed number: two one-sided tests (TOST; Schuirmann 1987).
+    """Whether our runs agree with a printed number, taken as exact: two one-sided tests (TOST; Schuirmann 1987).
 
     Reproduced: the 1 - 2 alpha interval of the difference lies inside ±margin. Not reproduced: it lies entirely
-    outside. Each has a chance of at most alpha to be said wrongly; all else is undecided, as is any single run.
+    outside. Each has a chance of at most alpha to be said wrongly; all else is undecided, as is all without a spread.
 
-    A printed mean, median of n and single run are all compared with our mean: all three are centred on the
-    mean of a normal distribution. (Where a single printed run lies among ours, says `chance_below`.)
-    `best_of`: the printed number is the lowest of that many runs. It is centred on mean + std * e, where e < 0 is
-    the expected lowest of `best_of` standard normal draws. With n runs,
-    sqrt(n) * (our mean - that) / our std is (Z - sqrt(n) e) / sqrt(chi2 / (n - 1)), a noncentral t with n - 1
-    degrees of freedom and noncentrality -sqrt(n) e; its quantiles give the exact interval, as they do for the
-    tolerance bounds of a normal distribution (Owen 1968, Technometrics 10, 445).
+    A printed mean, median of n and single run are all compared with our mean: all three are centred on the mean of a
+    normal distribution. `best_of`: the printed number is the lowest of that many runs. It is centred on
+    mean + std * e, where e < 0 is the expected lowest of `best_of` standard normal draws. With n runs,
+    sqrt(n) * (our mean - that) / S is (Z - sqrt(n) e) / sqrt(chi2 / df), a noncentral t with the spread's degrees of
+    freedom and noncentrality -sqrt(n) e; its quantiles give the exact interval, as they do for the tolerance bounds of
+    a normal distribution (Owen 1968, Technometrics 10, 445).
+
+    Args:
+        reading_sd: of the printed number, where it was read off a figure, in points.
     """
     sample = _sample(values)
-    if len(sample) < 2:
-        mean = float(sample.mean())
-        return Equivalence(None if best_of else mean, mean - target, None, Outcome.UNDECIDED)
-    if best_of is None:
-        estimate, (low, high) = float(sample.mean()), _mean_interval(sample, 1 - 2 * alpha)
-    else:
-        estimate = float(simulated_best(values, best_of).mean())
-        low, high = _best_interval(sample, best_of, alpha)
-    interval = (low - target, high - target)
-    return Equivalence(estimate, estimate - target, interval, _outcome(interval, -margin, margin))
+    n, mean = len(sample), float(sample.mean())
+    if spread is None:
+        return Equivalence(mean, mean - target, None, Outcome.UNDECIDED)
+    std = spread.std(mean)
+    estimate = mean + std * expected_lowest(best_of)
+    low, high = _quantiles(n, best_of, alpha, spread.degrees_of_freedom)
+    error = np.hypot(std / np.sqrt(n), reading_sd)
+    interval = (float(mean - high * error - target), float(mean - low * error - target))
+    return Equivalence(estimate, estimate - target, interval, outcome_of(interval, -margin, margin))
 
 
-def above(values: Sequence[float], bound: float, alpha: float = 0.05) -> Equivalence:
-    """Whether our runs agree with "higher than `bound`": a one-sided t-test either way.
+def repeat(
+    values: Sequence[float], printed: float, alpha: float, spread: Spread | None, reading_sd: float = 0.0
+) -> Repeat | None:
+    """Our mean beside one printed run, as if that were one more run of the same recipe; None without a spread."""
+    sample = _sample(values)
+    if spread is None:
+        return None
+    scale = np.hypot(spread.std(float(sample.mean())) * np.sqrt(1 + 1 / len(sample)), reading_sd)
+    freedom = spread.degrees_of_freedom
+    p_value = 2 * stats.t.sf(abs(sample.mean() - printed) / scale, freedom)
+    return Repeat(float(scale * stats.t.isf(alpha, freedom)), float(p_value))
 
-    Reproduced: our mean is shown to be above the bound; not reproduced: shown to be below it.
+
+def mostly_above(values: Sequence[float], bound: float, alpha: float) -> Outcome:
+    """Whether more than half of such runs end above a bound: exact binomial tests to either side.
+
+    For what papers print as "fail" or "higher than", where errors have two humps and a mean says nothing. With alpha
+    0.025 five runs cannot show it (1/32), so twice alpha is spent: the looks before it cannot decide, and spend none.
     """
-    found = equivalence(values, bound, np.inf, alpha)
-    return found if found.interval is None else replace(found, outcome=_outcome(found.interval, 0, np.inf))
+    sample = _sample(values)
+    above = int((sample > bound).sum())
+    for count, outcome in ((above, Outcome.REPRODUCED), (len(sample) - above, Outcome.NOT_REPRODUCED)):
+        if stats.binomtest(count, len(sample), alternative="greater").pvalue <= 2 * alpha:
+            return outcome
+    return Outcome.UNDECIDED
 
 
-def equivalence_of(a: Sequence[float], b: Sequence[float], margin: float, alpha: float = 0.05) -> bool:
-    """Whether two models' mean errors are shown to lie within `margin` of each other: TOST by Welch's t."""
-    interval = compare(a, b, 1 - 2 * alpha).interval
-    return interval is not None and _outcome(interval, -margin, margin) is Outcome.REPRODUCED
-
-
-def simulated_best(values: Sequence[float], of: int, draws: int = 100_000, seed: int = 0) -> np.ndarray:
-    """(draws,) the lowest of `of` runs, each drawn from the normal distribution fitted to the values.
+def runs_a_side(difference: float, std_a: float, std_b: float, alpha: float, power: float) -> int:
+    """How many runs of each of two models show a true difference with chance `power`, by the normal approximation.
 
     Raises:
-        ValueError: fewer than two values, which have no spread to draw from.
+        ValueError: there is no difference to show.
     """
-    sample = _sample(values)
-    if len(sample) < 2:
-        raise ValueError("the best of several runs cannot be simulated from one")
-    lowest: np.ndarray = sample.mean() + sample.std(ddof=1) * _standard_lowest(of, draws, seed)
-    return lowest
+    if difference == 0:
+        raise ValueError("no number of runs shows a difference of 0")
+    sigmas = stats.norm.isf(alpha) + stats.norm.ppf(power)
+    return int(np.ceil((sigmas / difference) ** 2 * (std_a**2 + std_b**2)))
 
 
 @lru_cache
@@ -167,55 +273,11 @@ def chance_below(values: Sequence[float], printed: float) -> float | None:
     return float(stats.t.cdf((printed - sample.mean()) / scale, n - 1))
 
 
-def seeds_needed(
-    difference: float, std: float, margin: float, alpha: float = 0.05, power: float = 0.8, limit: int = 100
-) -> int | None:
-    """The fewest runs, at least 2, whose verdict is right with chance `power`, were difference and std the truth.
+def compare(a: Sequence[float], b: Sequence[float], confidence: float = 0.95, prior: Prior | None = None) -> Comparison:
+    """Model A against B over seeds, which are not paired.
 
-    Right is "reproduced" within the margin and "not reproduced" beyond it. None: more than `limit`, or on the
-    margin itself, where no number of runs decides.
-    """
-    distance = abs(difference) - margin
-    if std == 0:
-        return 2 if distance else None
-    runs = np.arange(2, limit + 1)
-    if distance > 0:
-        chances = TTestPower().power(distance / std, runs, alpha, alternative="larger")
-    else:
-        chances = tost_power(difference, std / np.sqrt(runs), runs - 1, margin, alpha)
-    enough = runs[chances >= power]
-    return int(enough[0]) if enough.size else None
-
-
-def tost_power(
-    difference: float, standard_error: np.ndarray, degrees_of_freedom: np.ndarray, margin: float, alpha: float = 0.05
-) -> np.ndarray:
-    """(N,) the chance that TOST proves a true difference to lie within ±margin, exactly (Phillips 1990).
-
-    The estimate of a mean and that of its standard error are independent, so the chance that the first lies
-    far enough inside the margin is averaged over the distribution of the second (a scaled chi).
-
-    Args:
-        standard_error: (N,) the true one, above 0.
-        degrees_of_freedom: (N,) of its estimate.
-    """
-    error, freedom = np.asarray(standard_error)[:, None], np.asarray(degrees_of_freedom)[:, None]
-    critical = stats.t.isf(alpha, freedom)
-    root = np.sqrt(freedom)
-    # Where the estimate is this many times the truth, the interval is as wide as the margins.
-    widest = np.minimum(margin / (critical * error), stats.chi.isf(1e-12, freedom) / root)
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    ratio = widest * (nodes + 1) / 2
-    room = margin - critical * error * ratio
-    passes = ndtr((room - difference) / error) - ndtr((-room - difference) / error)
-    chances: np.ndarray = widest[:, 0] / 2 * ((stats.chi.pdf(ratio * root, freedom) * root * passes) @ weights)
-    return chances
-
-
-def compare(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Comparison:
-    """Model A against B over seeds, which are not paired: Welch's t-test and interval.
-
-    No interval and no p where either has one run, or neither has any spread.
+    With a prior that the runs do not refute: difference ± t * spread * sqrt(1/n + 1/m), from one run each on. Else
+    Welch's t-test and interval; no interval and no p where either has one run, or neither has any spread.
 
     Raises:
         ValueError: one has no value, or one that is not finite.
@@ -223,6 +285,12 @@ def compare(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) ->
     first, second = _sample(a), _sample(b)
     difference = float(first.mean() - second.mean())
     superiority = _superiority(first, second)
+    spread = seed_spread((a, b), prior)
+    if spread is not None and spread.by_prior:
+        error = np.hypot(*(spread.std(x.mean()) / np.sqrt(len(x)) for x in (first, second)))
+        reach = error * stats.t.isf((1 - confidence) / 2, spread.degrees_of_freedom)
+        p_value = 2 * stats.t.sf(abs(difference) / error, spread.degrees_of_freedom)
+        return Comparison(difference, (difference - reach, difference + reach), float(p_value), superiority)
     if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
         return Comparison(difference, None, None, superiority)
     welch = CompareMeans(DescrStatsW(first), DescrStatsW(second))
@@ -246,42 +314,6 @@ def mcnemar(wrong_a: np.ndarray, wrong_b: np.ndarray) -> float:
     return float(contingency_tables.mcnemar(table, exact=bool(table[0][1] + table[1][0] < 25)).pvalue)
 
 
-def bootstrap(
-    wrong_a: np.ndarray, wrong_b: np.ndarray, confidence: float = 0.95, draws: int = 2_000, seed: int = 0
-) -> Comparison:
-    """Model A against B over seeds and test images: both resampled together, percentile interval.
-
-    Runs are resampled within each model, images for both models at once. With both resampled the interval errs on
-    the wide side (Owen 2007, "The pigeonhole bootstrap"). None for fewer than two runs of either: `mcnemar` is for
-    one pair. No p-value.
-
-    Args:
-        wrong_a, wrong_b: (runs, images) bool, whether each image was misclassified; the same images.
-
-    Raises:
-        ValueError: not the same number of images.
-    """
-    if wrong_a.shape[1] != wrong_b.shape[1]:
-        raise ValueError(f"A has {wrong_a.shape[1]} images and B {wrong_b.shape[1]}: they must be the same")
-    errors_a, errors_b = 100 * wrong_a.mean(axis=1), 100 * wrong_b.mean(axis=1)
-    difference, superiority = float(errors_a.mean() - errors_b.mean()), _superiority(errors_a, errors_b)
-    if min(len(wrong_a), len(wrong_b)) < 2:
-        return Comparison(difference, None, None, superiority)
-    # Images that every run treats alike are interchangeable: only how often their kind is drawn counts.
-    kinds, counts = np.unique(np.concatenate([wrong_a, wrong_b]), axis=1, return_counts=True)
-    random = np.random.default_rng(seed)
-    num_images = wrong_a.shape[1]
-    images = random.multinomial(num_images, counts / num_images, size=draws)
-    errors = 100 / num_images * (images @ kinds.T.astype(float))
-    runs_a, runs_b = (
-        random.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=draws) / len(runs)
-        for runs in (wrong_a, wrong_b)
-    )
-    drawn = (errors[:, : len(wrong_a)] * runs_a).sum(axis=1) - (errors[:, len(wrong_a) :] * runs_b).sum(axis=1)
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Comparison(difference, (float(low), float(high)), None, superiority)
-
-
 def _sample(values: Sequence[float]) -> np.ndarray:
     sample = np.asarray(values, dtype=float)
     if sample.size == 0 or not np.isfinite(sample).all():
@@ -294,24 +326,17 @@ def _mean_interval(sample: np.ndarray, confidence: float) -> Interval:
     return float(low), float(high)
 
 
-def _best_interval(sample: np.ndarray, best_of: int, alpha: float) -> Interval:
-    low, high = _best_quantiles(len(sample), best_of, alpha)
-    mean, standard_error = sample.mean(), sample.std(ddof=1) / np.sqrt(len(sample))
-    return float(mean - high * standard_error), float(mean - low * standard_error)
-
-
 @lru_cache
-def _best_quantiles(n: int, best_of: int, alpha: float) -> Interval:
-    low, high = stats.nct.ppf([alpha, 1 - alpha], n - 1, -np.sqrt(n) * expected_lowest(best_of))
+def _quantiles(n: int, best_of: int, alpha: float, degrees_of_freedom: int) -> Interval:
+    """alpha and 1 - alpha quantiles of sqrt(n) * (our mean - what the best of several is centred on) / spread."""
+    if best_of == 1:
+        high = float(stats.t.isf(alpha, degrees_of_freedom))
+        return -high, high
+    low, high = stats.nct.ppf([alpha, 1 - alpha], degrees_of_freedom, -np.sqrt(n) * expected_lowest(best_of))
     return float(low), float(high)
 
 
-@lru_cache(maxsize=4)
-def _standard_lowest(of: int, draws: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((draws, of)).min(axis=1)
-
-
-def _outcome(interval: Interval, low: float, high: float) -> Outcome:
+def outcome_of(interval: Interval, low: float, high: float) -> Outcome:
     """Of a claim that the truth lies between low and high."""
     if low < interval[0] and interval[1] < high:
         return Outcome.REPRODUCED

@@ -9,7 +9,7 @@ from resnet_repro.params import AblationGroup, Verdicts
 from resnet_repro.reporting.figures import Effect
 from resnet_repro.reporting.load import Evidence, Row
 from resnet_repro.reporting.tables import NONE, NOT_RUN, percent, signed
-from resnet_repro.statistics import Comparison, Outcome, compare, equivalence_of
+from resnet_repro.statistics import Comparison, Outcome, compare, outcome_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,6 @@ def _conclusion(one: Variation, settings: Verdicts) -> str:
         return "yes, it is worse"
     if comparison.interval[1] < 0:
         return "yes, it is better"
-    values, baseline = one.runs.test_error.values, one.baseline_runs.test_error.values
-    if equivalence_of(values, baseline, settings.margin_points, settings.alpha):
+    if outcome_of(comparison.interval, -settings.margin_points, settings.margin_points) is Outcome.REPRODUCED:
         return f"no, by less than {settings.margin_points:g} points"
     return Outcome.UNDECIDED.value

@@ -8,6 +8,7 @@ import pandas as pd
 from resnet_repro import schedule
 from resnet_repro.evidence import RunEvidence
 from resnet_repro.models import count_flops
+from resnet_repro.reporting.judge import Rule
 from resnet_repro.reporting.load import Evidence, Row
 from resnet_repro.reporting.tables import NONE, WRITTEN, markdown, percent
 from resnet_repro.reporting.verdicts import verdict_table, verdicts
@@ -91,9 +92,10 @@ def _results(row: Row, evidence: Evidence, mean: float) -> Iterator[str]:
             ]
         )
     )
-    found = verdicts([row], evidence.params.verdicts)
+    rule = Rule.of(evidence.rows, evidence.params.verdicts)
+    found = verdicts([row], rule)
     if found:
-        table = verdict_table(found, evidence.params.verdicts).drop(columns="model")
+        table = verdict_table(found, rule).drop(columns="model")
         yield markdown(table)
 
 
@@ -158,12 +160,14 @@ def _answers(evidence: Evidence) -> Iterator[tuple[str, str]]:
     yield "Is the central tendency and its spread given?", "Mean, SD, median and range over seeds, with n beside each"
     yield (
         "What do the intervals mean?",
-        "t-intervals over seeds; Wilson's over test images; bootstrap over both between two models",
+        "t-intervals over seeds, with the spread that other people's runs have until ours say more; Wilson's over test "
+        "images",
     )
     yield (
         "When does a number count as reproduced?",
-        f"Equivalence test, ±{params.verdicts.margin_points:g} points, alpha {params.verdicts.alpha:g}, "
-        "fixed before there was a full run",
+        f"Equivalence test, ±{params.verdicts.margin_points:g} points, alpha {params.verdicts.alpha:g} a look, looks "
+        f"at {', '.join(map(str, params.verdicts.looks))} runs, fixed before the runs but "
+        f"{', '.join(params.verdicts.seen_before)}",
     )
     yield "On what was it computed?", _machines(runs) or "Nothing was run yet"
     yield "How much computing?", f"{_hours(runs):.1f} hours in all" if runs else "none yet"

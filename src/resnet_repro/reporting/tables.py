@@ -8,7 +8,7 @@ import pandas as pd
 
 from resnet_repro.evidence import RunEvidence
 from resnet_repro.papers import Published, judged_against, paper_numbers, source_project_numbers
-from resnet_repro.params import Verdicts
+from resnet_repro.reporting.judge import Rule
 from resnet_repro.reporting.load import Row, Sample
 from resnet_repro.reporting.verdicts import NONE, NOT_RUN, headline, printed
 
@@ -44,7 +44,7 @@ class Notes:
         return [f"<sup>{_letters(index)}</sup> {text}" for index, text in enumerate(self._texts)]
 
 
-def comparison_table(rows: Sequence[Row], notes: Notes, settings: Verdicts) -> pd.DataFrame:
+def comparison_table(rows: Sequence[Row], notes: Notes, rule: Rule) -> pd.DataFrame:
     """One row per model at full length, beside what the paper and the source project print. Errors in percent
     of the test images."""
     return pd.DataFrame(
@@ -54,7 +54,7 @@ def comparison_table(rows: Sequence[Row], notes: Notes, settings: Verdicts) -> p
             "source project": _published(source_project_numbers(row.model), notes),
             **_ours(row),
             "difference to the paper": signed(difference_to_paper(row)),
-            "verdict": headline(row, settings),
+            "verdict": headline(row, rule),
             **_arithmetic(row),
         }
         for row in rows

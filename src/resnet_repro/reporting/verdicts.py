@@ -7,6 +7,7 @@ import pandas as pd
 
 from resnet_repro.papers import (
     BEST,
+    EYE,
     LOWEST,
     PAPERS,
     VALIDATION,
@@ -15,24 +16,22 @@ from resnet_repro.papers import (
     paper_numbers,
     source_project_numbers,
 )
-from resnet_repro.params import Verdicts
+from resnet_repro.reporting.judge import Rule
 from resnet_repro.reporting.load import Row, Sample
 from resnet_repro.statistics import (
     Equivalence,
     Interval,
     Outcome,
+    Repeat,
+    Spread,
     Summary,
-    above,
-    chance_below,
     describe,
     equivalence,
-    seeds_needed,
+    mostly_above,
+    repeat,
 )
 
 NOT_RUN, NONE = "not run", "–"
-MOST_SEEDS = 100
-"""More are not planned for."""
-
 _OF_OUR_RUNS: Mapping[str, Callable[[Row], Sample]] = {
     LOWEST: lambda row: row.lowest_test_error,
     VALIDATION: lambda row: row.best_validation_test_error,
@@ -47,59 +46,77 @@ class Verdict:
     row: str
     published: Published
     num_runs: int
-    ours: Summary | None
-    """of the value per run that was printed; None where our runs have none"""
-    result: Equivalence | None
-    wide: Equivalence | None
+    num_judged: int = 0
+    """of the last look"""
+    ours: Summary | None = None
+    """of the value per run that was printed, over all runs; None where our runs have none"""
+    spread: Spread | None = None
+    result: Equivalence | None = None
+    """None also for a number that was read by eye: too coarse for the margin"""
+    wide: Equivalence | None = None
     """the same with the wide margin"""
-    seeds_needed: int | None
-    """None: decided, above `MOST_SEEDS`, or not to be told: from one run, or for a best of several"""
-    reason: str
+    repeat: Repeat | None = None
+    """where one run is printed"""
+    reason: str = ""
 
     @property
-    def outcome(self) -> str:
-        return self._text(self.result)
+    def by_prior(self) -> bool:
+        """Whether an outcome, if there is one, rests on other people's spread."""
+        return self.spread is not None and self.spread.by_prior and self.published.relation == "="
 
     @property
-    def wide_outcome(self) -> str:
-        return self._text(self.wide)
+    def decided(self) -> bool:
+        return any(r is not None and r.outcome is not Outcome.UNDECIDED for r in (self.result, self.wide))
 
-    def _text(self, result: Equivalence | None) -> str:
+    def outcome(self, result: Equivalence | None) -> str:
         if result is None:
             return NONE if self.num_runs else NOT_RUN
-        return result.outcome.value
+        if result.outcome is Outcome.UNDECIDED:
+            return result.outcome.value
+        carried = ", published spread" if self.by_prior else ""
+        return f"{result.outcome.value} (n = {self.num_judged}{carried})"
 
 
-def verdicts(rows: Sequence[Row], settings: Verdicts) -> list[Verdict]:
+def verdicts(rows: Sequence[Row], rule: Rule) -> list[Verdict]:
     """Of every number printed for a row, the one that it is judged against first; none for short schedules."""
     return [
-        _verdict(row, number, settings)
+        _verdict(row, number, rule)
         for row in rows
         if not row.is_short
         for number in (*paper_numbers(row.model), *source_project_numbers(row.model))
     ]
 
 
-def headline(row: Row, settings: Verdicts) -> str:
-    """The verdict on the number that a row is judged against; "–" where there is none."""
+def headline(row: Row, rule: Rule) -> str:
+    """The verdict on the number that a row is judged against, by the narrowest margin that decides; "–" where there is
+    no such number."""
     number = judged_against(row.model)
-    return NONE if number is None or row.is_short else _verdict(row, number, settings).outcome
+    if number is None or row.is_short:
+        return NONE
+    verdict = _verdict(row, number, rule)
+    if number.relation == "=":
+        for result, margin in ((verdict.result, _margins(rule)[0]), (verdict.wide, _margins(rule)[1])):
+            if result is not None and result.outcome is not Outcome.UNDECIDED:
+                return f"{margin} {verdict.outcome(result)}"
+    return verdict.outcome(verdict.wide)
 
 
-def verdict_table(verdicts: Sequence[Verdict], settings: Verdicts) -> pd.DataFrame:
+def verdict_table(verdicts: Sequence[Verdict], rule: Rule) -> pd.DataFrame:
     """One line per verdict, as text. Errors in percent of the test images, differences in points."""
+    narrow, wide = _margins(rule)
     return pd.DataFrame(
         {
             "model": verdict.row,
             "printed": printed(verdict.published),
             "statistic, source": f"{verdict.published.statistic}, {verdict.published.source}",
             "ours": _ours(verdict),
-            "difference": f"{verdict.result.difference:+z.2f}" if verdict.result else NONE,
-            _interval_name(settings): _interval(verdict.result.interval if verdict.result else None),
-            f"verdict (±{settings.margin_points:g})": verdict.outcome,
-            f"verdict (±{settings.wide_margin_points:g})": verdict.wide_outcome,
-            "seeds that would decide": _seeds(verdict),
-            "why": verdict.reason,
+            "difference": f"{verdict.wide.difference:+z.2f}" if verdict.wide else NONE,
+            f"{rule.confidence} interval": _interval(verdict.wide.interval if verdict.wide else None),
+            narrow: verdict.outcome(verdict.result),
+            wide: verdict.outcome(verdict.wide),
+            "smallest margin that holds": _smallest(verdict.wide),
+            "beside one printed run": _beside(verdict.repeat, rule),
+            "remarks": verdict.reason or NONE,
         }
         for verdict in verdicts
     )
@@ -115,74 +132,75 @@ def without_row(rows: Sequence[Row], models: Iterable[str]) -> pd.DataFrame:
             "statistic, source": f"{number.statistic}, {number.source}",
         }
         for number in PAPERS
-        if number.model in others and number.role != "recorded"
+        if number.model in others and number.role != "recorded" and number.measure == "test error"
     )
 
 
-def _verdict(row: Row, number: Published, settings: Verdicts) -> Verdict:
+def _margins(rule: Rule) -> tuple[str, str]:
+    return f"±{rule.settings.margin_points:g}", f"±{rule.settings.wide_margin_points:g}"
+
+
+def _verdict(row: Row, number: Published, rule: Rule) -> Verdict:
     values = _OF_OUR_RUNS.get(number.statistic, lambda row: row.test_error)(row).values
     if not values:
         reason = "no images are held out, so no epoch is best on them" if row.runs else "no run yet"
-        return Verdict(row.name, number, len(row.runs), None, None, None, None, reason)
-    ours = describe(values)
-    result = _judge(values, number, settings.margin_points, settings.alpha)
+        return Verdict(row.name, number, len(row.runs), reason=reason)
+    judged = rule.judged(values)
+    spread = rule.spread(judged)
+    single = number.runs == 1 and number.relation == "="
+    narrow, wide = (
+        _judge(judged, number, margin, spread, rule)
+        for margin in (rule.settings.margin_points, rule.settings.wide_margin_points)
+    )
     return Verdict(
         row=row.name,
         published=number,
         num_runs=len(row.runs),
-        ours=ours,
-        result=result,
-        wide=_judge(values, number, settings.wide_margin_points, settings.alpha),
-        seeds_needed=_planned(number, ours, result, settings),
-        reason="; ".join(_reasons(row, number, values, result, settings)),
+        num_judged=len(judged),
+        ours=describe(values),
+        spread=spread,
+        result=None if number.statistic == EYE else narrow,
+        wide=wide,
+        repeat=repeat(judged, number.value, rule.settings.alpha, spread, number.reading_sd) if single else None,
+        reason="; ".join(_remarks(row, judged, spread, rule)),
     )
 
 
-def _judge(values: Sequence[float], number: Published, margin: float, alpha: float) -> Equivalence:
+def _judge(values: Sequence[float], number: Published, margin: float, spread: Spread | None, rule: Rule) -> Equivalence:
+    alpha = rule.settings.alpha
     if number.relation == ">":
-        return above(values, number.value, alpha)
-    return equivalence(values, number.value, margin, alpha, _best_of(number))
+        mean = describe(values).mean
+        return Equivalence(mean, mean - number.value, None, mostly_above(values, number.value, alpha))
+    best_of = number.runs if number.statistic == BEST and number.runs else 1
+    return equivalence(values, number.value, margin, alpha, spread, number.reading_sd, best_of)
 
 
-def _best_of(number: Published) -> int | None:
-    return number.runs if number.statistic == BEST else None
-
-
-def _planned(number: Published, ours: Summary, result: Equivalence, settings: Verdicts) -> int | None:
-    if result.outcome is not Outcome.UNDECIDED or ours.std is None or _best_of(number):
-        return None
-    margin = settings.margin_points if number.relation == "=" else 0.0
-    return seeds_needed(result.difference, ours.std, margin, settings.alpha, settings.power, MOST_SEEDS)
-
-
-def _reasons(
-    row: Row, number: Published, values: Sequence[float], result: Equivalence, settings: Verdicts
-) -> Iterator[str]:
-    yield _finding(number, result, settings)
-    chance = chance_below(values, number.value)
-    if number.runs == 1 and number.relation == "=" and chance is not None:
-        yield f"{chance:.0%} of runs like ours would be below the printed one"
+def _remarks(row: Row, judged: Sequence[float], spread: Spread | None, rule: Rule) -> Iterator[str]:
+    if early := [run.key for run in row.runs if run.key in rule.settings.seen_before]:
+        yield f"{', '.join(early)} ran before these rules were made"
+    if len(judged) < len(row.runs):
+        look = rule.next_look(len(row.runs))
+        yield f"judged by its first {len(judged)}" + (f"; the next look is at {look} runs" if look else "")
+    if rule.prior is not None and spread is not None and not spread.by_prior:
+        yield "its runs spread too widely for the published spread, so they stand alone"
     precision, device = row.arithmetic
-    if precision != "fp32":  # the papers' arithmetic
-        yield f"{precision} on {device}"
+    if precision != "fp32":
+        yield f"trained in {precision} on {device}"
 
 
-def _finding(number: Published, result: Equivalence, settings: Verdicts) -> str:
-    if result.interval is None:
-        return "1 run: no spread to judge by"
-    low, high = result.interval
-    if result.outcome is Outcome.NOT_REPRODUCED or (number.relation == ">" and result.outcome is Outcome.REPRODUCED):
-        side, nearest, farthest = ("above", low, high) if low > 0 else ("below", -high, -low)
-        return f"lies {nearest:.2f} to {farthest:.2f} {side}"
-    interval = f"{_interval_name(settings)} {_interval(result.interval)}"
-    if number.relation == ">":
-        return f"{interval}, on both sides of the bound"
-    where = "within" if result.outcome is Outcome.REPRODUCED else "reaches beyond"
-    return f"{interval} {where} ±{settings.margin_points:g}"
+def _smallest(result: Equivalence | None) -> str:
+    margin = result.smallest_margin if result else None
+    return NONE if margin is None else f"±{margin:.2f}"
 
 
-def _interval_name(settings: Verdicts) -> str:
-    return f"{100 * (1 - 2 * settings.alpha):g}% interval"
+def _beside(found: Repeat | None, rule: Rule) -> str:
+    if found is None:
+        return NONE
+    near = found.p_value > 2 * rule.settings.alpha
+    what = (
+        "as far apart as two runs of one recipe are" if near else f"farther apart than {rule.confidence} of such pairs"
+    )
+    return f"{what} (±{found.limit:.2f}, p = {found.p_value:.2g})"
 
 
 def _interval(interval: Interval | None) -> str:
@@ -197,19 +215,13 @@ def printed(number: Published) -> str:
 
 
 def _ours(verdict: Verdict) -> str:
-    ours, result = verdict.ours, verdict.result
-    if ours is None or result is None:
-        return verdict.outcome
+    ours = verdict.ours
+    if ours is None:
+        return NONE if verdict.num_runs else NOT_RUN
     if ours.std is None:
         return f"{ours.mean:.2f} (1 run)"
-    if best_of := _best_of(verdict.published):
-        return f"{result.estimate:.2f} (simulated best of {best_of}, from {ours.n} runs)"
+    if verdict.published.statistic == BEST and verdict.result is not None:
+        return (
+            f"{verdict.result.estimate:.2f} (expected best of {verdict.published.runs}, from {verdict.num_judged} runs)"
+        )
     return f"{ours.mean:.2f} ± {ours.std:.2f} ({ours.n} runs)"
-
-
-def _seeds(verdict: Verdict) -> str:
-    if verdict.seeds_needed is not None:
-        return str(verdict.seeds_needed)
-    undecided = verdict.result is not None and verdict.result.outcome is Outcome.UNDECIDED
-    told = verdict.ours is not None and verdict.ours.std is not None and not _best_of(verdict.published)
-    return f"more than {MOST_SEEDS}" if undecided and told else NONE

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from resnet_repro.claims import CLAIMS, Claim
 from resnet_repro.evidence import replacing, write_atomically
 from resnet_repro.reporting import ablations, cards, claims, data_card, figures, tables, verdicts
+from resnet_repro.reporting.judge import Rule
 from resnet_repro.reporting.load import Evidence, Row, load
 
 FIGURES, MODELS = "figures", "models"
@@ -79,11 +80,11 @@ def figures_of(evidence: Evidence) -> Iterator[tuple[str, Figure]]:
 
 def pages(evidence: Evidence, states: Mapping[str, str] | None = None) -> dict[str, str]:
     """The report's pages by file name, Markdown."""
-    settings = evidence.params.verdicts
+    rule = Rule.of(evidence.rows, evidence.params.verdicts)
     return {
         "README.md": "\n\n".join(block.strip() for block in _blocks(evidence, states)) + "\n",
         "verdicts.md": _verdicts_page(evidence),
-        "claims.md": claims.claims_page(evidence.rows, settings, _claims(evidence, of_ablations=False)),
+        "claims.md": claims.claims_page(evidence.rows, rule, _claims(evidence, of_ablations=False)),
         "checklist.md": cards.checklist(evidence),
     }
 
@@ -103,7 +104,7 @@ def ablations_page(evidence: Evidence) -> str:
         tables.markdown(table) if len(table) else "None are planned.",
         _picture("ablations", "Differences to the baselines.") if ablations.effects(evidence) else "",
         questions,
-        claims.claims_page(every, evidence.params.verdicts, tested) if tested else "",
+        claims.claims_page(every, Rule.of(evidence.rows, evidence.params.verdicts), tested) if tested else "",
     ]
     return "\n\n".join(block.strip() for block in blocks if block) + "\n"
 
@@ -131,7 +132,9 @@ def update_readme(workspace: Path) -> None:
     path = workspace / "README.md"
     notes = tables.Notes()
     evidence = load(workspace)
-    table = tables.markdown(tables.comparison_table(evidence.full, notes, evidence.params.verdicts))
+    table = tables.markdown(
+        tables.comparison_table(evidence.full, notes, Rule.of(evidence.rows, evidence.params.verdicts))
+    )
     legend = "<br>\n".join(notes.lines())
     text = README_TABLE.sub(
         lambda marks: f"{marks[1]}{table}\n\n{legend}\n{marks[2]}", path.read_text(encoding="utf-8")
@@ -154,7 +157,9 @@ def _blocks(evidence: Evidence, states: Mapping[str, str] | None) -> Iterator[st
     )
     if evidence.full:
         notes = tables.Notes()
-        yield tables.markdown(tables.comparison_table(evidence.full, notes, evidence.params.verdicts))
+        yield tables.markdown(
+            tables.comparison_table(evidence.full, notes, Rule.of(evidence.rows, evidence.params.verdicts))
+        )
         yield _HOW_TO_READ
         yield "<br>\n".join(notes.lines())
     yield (
@@ -195,8 +200,9 @@ _HOW_TO_READ = (
     "difference to the paper is this mean minus the paper's first number. **Lowest epoch** is the lowest "
     "test error of all epochs, so the test images chose it (what the first source project prints); "
     "**best-validation epoch** is the test error at the epoch that held-out training images chose (what "
-    "the second prints; – where none are held out). The **verdict** is that of an equivalence test on the "
-    "paper's first number ([all of them](verdicts.md)). Runs of different precision or device are never averaged."
+    "the second prints; – where none are held out). The **verdict** is that of an equivalence test on the paper's "
+    "first number, by the narrowest margin that decides ([all of them](verdicts.md)); *published spread*: how far "
+    "seeds lie apart is taken from other people's runs. Runs of different precision or device are never averaged."
 )
 
 
@@ -207,21 +213,40 @@ _OTHERS = (
 
 
 def _verdicts_page(evidence: Evidence) -> str:
-    settings = evidence.params.verdicts
-    table = verdicts.verdict_table(verdicts.verdicts(evidence.rows, settings), settings)
-    interval = f"{100 * (1 - 2 * settings.alpha):g}%"
+    rule = Rule.of(evidence.rows, evidence.params.verdicts)
+    found = verdicts.verdicts(evidence.rows, rule)
+    by_state = (
+        ("What our runs decide", [one for one in found if one.decided]),
+        ("Not decided yet", [one for one in found if one.num_runs and not one.decided]),
+    )
+    settings = rule.settings
+    looks = ", ".join(map(str, settings.looks))
+    registered = f"They were registered by commit `{settings.registered}`" if settings.registered else "They are fixed"
     text = (
         "Every number that the papers and the source projects print for a row of the table. **Reproduced**: the "
-        f"{interval} interval of our difference lies within the margin (two one-sided tests, alpha "
-        f"{settings.alpha:g}); **not reproduced**: it lies outside; else there are **not enough runs to say**, as "
-        "always with a single one. The printed number is taken as exact, and what is compared is the printed "
-        "statistic: the best of five with the simulated best of five of ours, the lowest epoch with our lowest epoch. "
-        "The margins were fixed in `params.yaml` before there was a full run."
+        f"{rule.confidence} interval of our difference lies within the margin (two one-sided tests, alpha "
+        f"{settings.alpha:g} a look, looks at {looks} runs); **not reproduced**: it lies outside; else there are "
+        "**not enough runs to say**. *Published spread*: how far seeds lie apart is taken from other people's runs, "
+        "updated by ours; without it one run would say nothing. The printed number is taken as exact (but for the "
+        "error of reading a figure). Where one run is printed, no number of ours can tell what its authors' mean was: "
+        "beside it stands how far it lies from ours, as if it were one more run. What is compared is the printed "
+        "statistic: the best of five with the best of five that is expected of ours, the lowest epoch with our lowest "
+        "epoch. Why these rules: [explanation](../docs/explanation.md#what-few-runs-may-say)."
     )
-    blocks = ["# Verdicts", tables.WRITTEN, text, tables.markdown(table) if len(table) else "No row yet."]
+    blocks = ["# Verdicts", tables.WRITTEN, text, f"{registered}. {rule.check_text()}"]
+    for title, part in by_state:
+        if part:
+            blocks += [f"## {title}", tables.markdown(verdicts.verdict_table(part, rule))]
+    if waiting := [one for one in found if not one.num_runs]:
+        table = verdicts.verdict_table(waiting, rule)[["model", "printed", "statistic, source"]]
+        blocks += ["## Not run", _details(f"{len(waiting)} numbers", tables.markdown(table))]
     others = verdicts.without_row(evidence.rows, evidence.params.models)
     if len(others):
-        blocks += ["## Printed, and not asked for here", _OTHERS, tables.markdown(others)]
+        blocks += [
+            "## Printed, and not asked for here",
+            _OTHERS,
+            _details(f"{len(others)} numbers", tables.markdown(others)),
+        ]
     return "\n\n".join(blocks) + "\n"
 
 
