@@ -36,7 +36,11 @@ def train(model: str, seed: str, out: str) -> None:
     # DVC hashes what a stage depends on after it ran: were it another plan by now, dvc.lock would pair the
     # new plan with the old weights
     if evidence.sha256_of(plan_path) != plan_sha256 or load_arrays(DATA).sha256 != arrays.sha256:
-        raise DataError(f"{plan_path} or {DATA} changed while {model}-{seed} trained: train it again")
+        raise DataError(
+            f"{plan_path} or {DATA} changed while {model}-{seed} trained, and DVC would take its weights for those "
+            f"of what is there now. Nothing is lost: once {plan_path} and {DATA} are what they were, the same command "
+            "writes this run within seconds; as they are now, it trains another"
+        )
     view.finished(Path(out), provenance, experiment.load_classifier(Path(out)))
 
 

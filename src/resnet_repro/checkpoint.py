@@ -1,4 +1,4 @@
-"""The state of an unfinished run on disk, outside DVC's outputs (which DVC deletes before a stage reruns).
+"""The state of a run on disk, outside DVC's outputs (which DVC deletes before a stage reruns).
 
     checkpoints/MODEL-SEED/lock               held by the process that trains the run
     checkpoints/MODEL-SEED/IDENTITY/step-N.safetensors
@@ -6,14 +6,14 @@
 IDENTITY digests everything that decides the bits: plan, seed, data, engine, torch. A checkpoint of another
 plan or machine thus lies in another folder and is never resumed; one whose content does not say the same, or
 whose digest is wrong, is refused. Two generations are kept: a file that a power cut tore is named, and the
-one before it is used.
+one before it is used. The last one of a training is of its end, and stays until DVC has what was trained
+(`Workspace.drop_kept`): whatever stops the stage after that, the next one only writes the files anew.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,10 +96,6 @@ class CheckpointStore:
             return []
         return sorted(p for p in self.run_folder.iterdir() if p.is_dir() and p != self.folder)
 
-    def clear(self) -> None:
-        """Remove this identity's checkpoints: the run is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
@@ -127,17 +123,33 @@ class CheckpointStore:
             yield
 
 
+def step_of(path: Path) -> int:
+    """Of a checkpoint, by its name."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors, from its header alone; empty where that cannot be read."""
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return dict(json.loads(file.metadata()["content"]))
+    except Exception:  # a damaged header raises more than safetensors' own errors
+        return {}
+
+
 def state_of(run_folder: Path) -> str:
-    """In words, what the checkpoints of a run say: `waits`, `runs, at step N`, `interrupted at step N`."""
-    steps = [int(path.stem.removeprefix("step-")) for path in run_folder.glob("*/step-*.safetensors")]
-    at = f"at step {max(steps):,}" if steps else "before its first checkpoint"
+    """In words, what the checkpoints of a run say: `waits`, `runs, at step N`, `interrupted at step N`, `finished`."""
+    newest = max(run_folder.glob("*/step-*.safetensors"), key=step_of, default=None)
+    at = f"at step {step_of(newest):,}" if newest else "before its first checkpoint"
     if (lock := run_folder / "lock").is_file():
         with lock.open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 return f"runs, {at}"
-    return f"interrupted {at}" if steps else "waits"
+    if newest is None:
+        return "waits"
+    return f"finished {at}, not kept yet" if content_of(newest).get("done") else f"interrupted {at}"
 
 
 def read(path: Path, identity: dict[str, Any]) -> Checkpoint:

@@ -4,7 +4,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,6 +131,8 @@ def train(
 ) -> Provenance:
     """Train one run to its end, from its last checkpoint if there is one, and write its files to `out`.
 
+    The checkpoint of the end stays: from it, the same files are written again within seconds, byte by byte.
+
     Raises:
         InterruptedRunError: `interruption` said stop; a checkpoint is left.
         TrainingError, CheckpointError, RunLockedError: see there.
@@ -144,25 +146,35 @@ def train(
         for other in store.others():
             print(f"{other} holds checkpoints of another plan, data set or machine: not used", flush=True)
         parts = assemble(plan, seed, arrays, engine)
-        trainer, epochs, duration, sessions = parts.trainer, list[Epoch](), 0.0, 1
+        trainer, epochs, duration, sessions, peak = parts.trainer, list[Epoch](), 0.0, 1, 0
         if (found := store.load(lambda checkpoint: _resume(trainer, checkpoint))) is not None:
             epochs, origin, duration, sessions = found.epochs, found.origin, found.duration_seconds, found.sessions + 1
-            print(f"{origin.key} goes on at step {trainer.step} of {trainer.total_steps}", flush=True)
+            peak = found.peak_memory_bytes or 0
+            says = f"goes on at step {trainer.step} of {trainer.total_steps}"
+            if trainer.done:
+                says = (
+                    f"was finished, at step {trainer.step}: its files are written again, without training; "
+                    f"to train it again, delete {store.run_folder} first"
+                )
+            print(f"{origin.key} {says}", flush=True)
         observer.started(plan, origin, epochs, trainer)
         clock = time.monotonic() - duration
         saved_at = time.monotonic()
 
-        def save() -> None:
+        def save() -> _Content:
             tensors, counters = trainer.state()
-            content = {
-                "counters": counters,
-                "epochs": [asdict(epoch) for epoch in epochs],
-                "origin": origin.model_dump(mode="json"),
-                "duration_seconds": time.monotonic() - clock,
-                "sessions": sessions,
-            }
-            store.save(Checkpoint(tensors, content), trainer.step)
+            content = _Content(
+                counters=counters,
+                epochs=epochs,
+                origin=origin,
+                duration_seconds=time.monotonic() - clock,
+                sessions=sessions,
+                peak_memory_bytes=max(peak, peak_memory_bytes(engine.device) or 0) or None,
+                done=trainer.done,
+            )
+            store.save(Checkpoint(tensors, content.model_dump(mode="json")), trainer.step)
             observer.saved(epochs)
+            return content
 
         try:
             while not trainer.done:
@@ -189,9 +201,7 @@ def train(
             observer.failed(f"{type(error).__name__}: {error}")
             raise
 
-        provenance = _write_run(out, parts, origin, epochs, plan_bytes, time.monotonic() - clock, sessions)
-        store.clear()
-    return provenance
+        return _write_run(out, parts, found if found is not None and found.done else save(), plan_bytes)
 
 
 class _Content(evidence.Record):
@@ -202,6 +212,9 @@ class _Content(evidence.Record):
     origin: Origin
     duration_seconds: float
     sessions: int
+    peak_memory_bytes: int | None = None
+    done: bool = False
+    """at the last step; these two are not in checkpoints of before there was this"""
 
 
 def _resume(trainer: Trainer, checkpoint: Checkpoint) -> _Content:
@@ -211,6 +224,8 @@ def _resume(trainer: Trainer, checkpoint: Checkpoint) -> _Content:
     trainer.load_state(checkpoint.tensors, content.counters)
     if trainer.epoch != len(content.epochs):
         raise ValueError(f"step {trainer.step} is not in epoch {len(content.epochs) + 1}")
+    if content.done != trainer.done:
+        raise ValueError(f"step {trainer.step} of {trainer.total_steps} is not where it says it is")
     return content
 
 
@@ -247,15 +262,9 @@ def _run_epoch(parts: Assembled, interruption: Callable[[], bool], observer: Obs
     )
 
 
-def _write_run(
-    out: Path,
-    parts: Assembled,
-    origin: Origin,
-    epochs: Sequence[Epoch],
-    plan_bytes: bytes,
-    duration: float,
-    sessions: int,
-) -> Provenance:
+def _write_run(out: Path, parts: Assembled, end: _Content, plan_bytes: bytes) -> Provenance:
+    """The files of a run from what its last checkpoint says, so that they are the same whenever they are written."""
+    origin, epochs = end.origin, end.epochs
     evidence.write_atomically(out / evidence.PLAN, plan_bytes)
     evidence.write_epochs(out, epochs)
     classifier = Classifier(parts.trainer.net, parts.normalizer)
@@ -263,9 +272,9 @@ def _write_run(
     provenance = Provenance(
         **origin.model_dump(),
         finished_at=epochs[-1].finished_at,
-        duration_seconds=duration,
-        sessions=sessions,
-        peak_memory_bytes=peak_memory_bytes(origin.device),
+        duration_seconds=end.duration_seconds,
+        sessions=end.sessions,
+        peak_memory_bytes=end.peak_memory_bytes,
         images_per_second=statistics.median(epoch.images_per_second for epoch in epochs),
         weights_sha256=evidence.sha256_of(out / evidence.WEIGHTS),
         files_sha256={name: evidence.sha256_of(out / name) for name in (evidence.HISTORY, evidence.TIMING)},
