@@ -4,12 +4,13 @@ reads   plans/MODEL.json, data/cifar10
 writes  OUT/weights.safetensors, history.csv, timing.csv, plan.json, provenance.json
 """
 
+import os
 import sys
 from pathlib import Path
 
 from resnet_repro import estimate, evidence, experiment
 from resnet_repro.data.arrays import load_arrays
-from resnet_repro.errors import DataError
+from resnet_repro.errors import DataError, ReproError
 from resnet_repro.interruption import EXIT_CODE, Interruption
 from resnet_repro.params import load
 from resnet_repro.progress import Progress
@@ -20,6 +21,8 @@ DATA, CHECKPOINTS = Path("data/cifar10"), Path("checkpoints")
 
 
 def train(model: str, seed: str, out: str) -> None:
+    if (answer := os.environ.get(experiment.ON_OTHER_MACHINE, "")) not in experiment.ANSWERS:
+        raise ReproError(f"{experiment.ON_OTHER_MACHINE} is {answer!r}: it can be move or restart")
     digests = load(Path("params.yaml")).data.arrays
     plan_path = Path("plans") / f"{model}.json"
     plan_sha256, arrays = evidence.sha256_of(plan_path), load_arrays(DATA, digests)
@@ -28,7 +31,16 @@ def train(model: str, seed: str, out: str) -> None:
     with Interruption() as interruption, Progress(f"{model}-{seed}") as progress:
         observers = experiment.Observers([progress, view])
         try:
-            provenance = experiment.train(plan_path, int(seed), arrays, Path(out), CHECKPOINTS, observers, interruption)
+            provenance = experiment.train(
+                plan_path,
+                int(seed),
+                arrays,
+                Path(out),
+                CHECKPOINTS,
+                observers,
+                interruption,
+                on_other_machine=answer,
+            )
         except experiment.InterruptedRunError as error:
             complain(str(error))
             sys.exit(EXIT_CODE)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from resnet_repro import evidence
-from resnet_repro.checkpoint import Checkpoint, CheckpointStore, check_tensors
+from resnet_repro.checkpoint import Checkpoint, CheckpointStore, Elsewhere, check_tensors, differences, step_of
 from resnet_repro.data import preprocessing
 from resnet_repro.data.arrays import Arrays
 from resnet_repro.data.batches import pad, split
@@ -24,17 +24,22 @@ from resnet_repro.engine import (
     peak_memory_bytes,
     resolve,
 )
-from resnet_repro.errors import CheckpointError, ReproError, TrainingError
+from resnet_repro.errors import CheckpointError, OtherMachineError, ReproError, TrainingError
 from resnet_repro.evaluation import Evaluator, batches
 from resnet_repro.evidence import Epoch, Metrics, Origin, Plan, Provenance
 from resnet_repro.models import NUM_CLASSES, build_model
 from resnet_repro.models.classifier import Classifier, to_fastest_layout
 from resnet_repro.models.initialization import initialize
-from resnet_repro.provenance import identity_of, make_origin
+from resnet_repro.provenance import go_on, identity_of, make_origin
 from resnet_repro.training import Trainer
 
 CHECKPOINT_SECONDS = 10.0
 """Epochs that are shorter share a checkpoint, so that saving stays below 2% of a run."""
+
+
+ON_OTHER_MACHINE = "RESNET_REPRO_CHECKPOINT"
+"""the environment variable that answers what becomes of another kind of machine's checkpoint"""
+ANSWERS = ("", "move", "restart")
 
 
 class InterruptedRunError(ReproError):
@@ -128,13 +133,19 @@ def train(
     observer: Observer,
     interruption: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    on_other_machine: str = "",
 ) -> Provenance:
     """Train one run to its end, from its last checkpoint if there is one, and write its files to `out`.
 
     The checkpoint of the end stays: from it, the same files are written again within seconds, byte by byte.
 
+    Args:
+        on_other_machine: what to do where another kind of machine was further with this run than this one:
+            `move` goes on from there, `restart` puts that aside, and "" is no answer.
+
     Raises:
         InterruptedRunError: `interruption` said stop; a checkpoint is left.
+        OtherMachineError: another kind of machine was further, and there is no answer.
         TrainingError, CheckpointError, RunLockedError: see there.
     """
     plan, plan_bytes = Plan.read(plan_path), plan_path.read_bytes()
@@ -143,13 +154,16 @@ def train(
     origin = make_origin(plan, seed, engine, arrays.sha256, hashlib.sha256(plan_bytes).hexdigest())
     store = CheckpointStore(checkpoints / origin.key, identity_of(origin))
     with store.locked():
+        while (elsewhere := store.elsewhere()) is not None:
+            _decide(store, elsewhere, on_other_machine)
         for other in store.others():
-            print(f"{other} holds checkpoints of another plan, data set or machine: not used", flush=True)
+            print(f"{other} holds checkpoints of another plan or data set, or older ones: not used", flush=True)
         parts = assemble(plan, seed, arrays, engine)
         trainer, epochs, duration, sessions, peak = parts.trainer, list[Epoch](), 0.0, 1, 0
         if (found := store.load(lambda checkpoint: _resume(trainer, checkpoint))) is not None:
-            epochs, origin, duration, sessions = found.epochs, found.origin, found.duration_seconds, found.sessions + 1
-            peak = found.peak_memory_bytes or 0
+            epochs, duration = found.epochs, found.duration_seconds
+            origin = found.origin if trainer.done else go_on(found.origin, origin)
+            sessions, peak = found.sessions + 1, found.peak_memory_bytes or 0
             says = f"goes on at step {trainer.step} of {trainer.total_steps}"
             if trainer.done:
                 says = (
@@ -202,6 +216,36 @@ def train(
             raise
 
         return _write_run(out, parts, found if found is not None and found.done else save(), plan_bytes)
+
+
+def _decide(store: CheckpointStore, elsewhere: Elsewhere, answer: str) -> None:
+    """Adopt or put aside what another kind of machine left of this run.
+
+    Raises:
+        OtherMachineError: nobody has said which.
+    """
+    run, step = store.run_folder.name, f"step {step_of(elsewhere.path):,}"
+    was, now = elsewhere.identity, store.identity
+    differ = differences({key: was[key] for key in was if key in now}, {key: now[key] for key in now if key in was})
+    if answer == "move":
+        store.adopt(elsewhere)
+        print(f"{run} moves here at {step}, from another kind of machine: {differ}", flush=True)
+    elif answer == "restart":
+        print(f"{run} starts over; what was at {step} is put aside in {store.put_aside(elsewhere)}", flush=True)
+    else:
+        there, here = (f"{of.get('device_name')} ({of.get('processor', of.get('device'))})" for of in (was, now))
+        same = f"The same bits come of that kind of machine only{_threads_of(was, now)}."
+        raise OtherMachineError(
+            f"{run} reached {step} on {there}, and this is {here}: {differ}. {same} "
+            f"Either {ON_OTHER_MACHINE}=move goes on from {elsewhere.path}, and the run is marked "
+            f'"{evidence.MOVED}"; or {ON_OTHER_MACHINE}=restart puts that aside, and trains from step 0'
+        )
+
+
+def _threads_of(was: dict[str, Any], now: dict[str, Any]) -> str:
+    """What gives the same bits here, too, where only the threads differ."""
+    only = all(was[key] == now.get(key) for key in was if key != "threads")
+    return f", or here of OMP_NUM_THREADS={was.get('threads')}" if only else ""
 
 
 class _Content(evidence.Record):
