@@ -11,7 +11,7 @@ from killing import STEPS, Stop, train
 from resnet_repro import evidence, experiment, machine
 from resnet_repro.checkpoint import KNOWN_LATER, CheckpointStore, differences, read_tensors
 from resnet_repro.engine import ResolvedEngine
-from resnet_repro.errors import OtherMachineError
+from resnet_repro.errors import OtherMachineError, ReproError
 from resnet_repro.evidence import MOVED, Processor, Provenance
 from resnet_repro.reporting.tables import run_table
 from resnet_repro.tracking.record import record_at_end
@@ -73,6 +73,8 @@ def test_a_run_of_another_machine_stops_and_says_so(handed_over: Path) -> None:
         f"Either RESNET_REPRO_CHECKPOINT=move goes on from {path}, and the run is marked "
         '"moved: not bit-reproducible"; or RESNET_REPRO_CHECKPOINT=restart puts that aside, and trains from step 0'
     )
+    with pytest.raises(ReproError, match="RESNET_REPRO_CHECKPOINT is 'mvoe': it can be move or restart"):
+        train(handed_over, on_other_machine="mvoe")
     assert not (handed_over / "run").exists()
     assert path.exists()
 

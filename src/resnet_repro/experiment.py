@@ -148,6 +148,8 @@ def train(
         OtherMachineError: another kind of machine was further, and there is no answer.
         TrainingError, CheckpointError, RunLockedError: see there.
     """
+    if on_other_machine not in ANSWERS:
+        raise ReproError(f"{ON_OTHER_MACHINE} is {on_other_machine!r}: it can be move or restart")
     plan, plan_bytes = Plan.read(plan_path), plan_path.read_bytes()
     engine = resolve(plan.engine)
     configure(engine)
