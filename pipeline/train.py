@@ -4,6 +4,7 @@ reads   plans/MODEL.json, data/cifar10
 writes  OUT/weights.safetensors, history.csv, timing.csv, plan.json, provenance.json
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -28,7 +29,16 @@ def train(model: str, seed: str, out: str) -> None:
     with Interruption() as interruption, Progress(f"{model}-{seed}") as progress:
         observers = experiment.Observers([progress, view])
         try:
-            provenance = experiment.train(plan_path, int(seed), arrays, Path(out), CHECKPOINTS, observers, interruption)
+            provenance = experiment.train(
+                plan_path,
+                int(seed),
+                arrays,
+                Path(out),
+                CHECKPOINTS,
+                observers,
+                interruption,
+                on_other_machine=os.environ.get(experiment.ON_OTHER_MACHINE, ""),
+            )
         except experiment.InterruptedRunError as error:
             complain(str(error))
             sys.exit(EXIT_CODE)
@@ -36,7 +46,11 @@ def train(model: str, seed: str, out: str) -> None:
     # DVC hashes what a stage depends on after it ran: were it another plan by now, dvc.lock would pair the
     # new plan with the old weights
     if evidence.sha256_of(plan_path) != plan_sha256 or load_arrays(DATA).sha256 != arrays.sha256:
-        raise DataError(f"{plan_path} or {DATA} changed while {model}-{seed} trained: train it again")
+        raise DataError(
+            f"{plan_path} or {DATA} changed while {model}-{seed} trained, and DVC would take its weights for those "
+            f"of what is there now. Nothing is lost: once {plan_path} and {DATA} are what they were, the same command "
+            "writes this run within seconds; as they are now, it trains another"
+        )
     view.finished(Path(out), provenance, experiment.load_classifier(Path(out)))
 
 

@@ -1,22 +1,24 @@
-"""The state of an unfinished run on disk, outside DVC's outputs (which DVC deletes before a stage reruns).
+"""The state of a run on disk, outside DVC's outputs (which DVC deletes before a stage reruns).
 
     checkpoints/MODEL-SEED/lock               held by the process that trains the run
     checkpoints/MODEL-SEED/IDENTITY/step-N.safetensors
 
-IDENTITY digests everything that decides the bits: plan, seed, data, engine, torch. A checkpoint of another
-plan or machine thus lies in another folder and is never resumed; one whose content does not say the same, or
-whose digest is wrong, is refused. Two generations are kept: a file that a power cut tore is named, and the
-one before it is used.
+IDENTITY digests everything that decides the bits: plan, seed, data, engine, torch, processor. A checkpoint of
+another plan or kind of machine thus lies in another folder; one whose content does not say the same, or whose
+digest is wrong, is refused. One of another plan or data set is never resumed, one of another kind of machine only
+if somebody says so. Two generations are kept: a file that a power cut tore is named, and the
+one before it is used. The last one of a training is of its end, and stays until DVC has what was trained
+(`Workspace.drop_kept`): whatever stops the stage after that, the next one only writes the files anew.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,10 @@ from resnet_repro.evidence import make_folder, write_atomically
 
 FORMAT = 1
 GENERATIONS = 2
+SAME_RUN = frozenset({"model", "seed", "data_sha256", "plan_sha256"})
+"""what of an identity says which run it is; the rest is the kind of machine"""
+KNOWN_LATER = ("processor", "cpu_capability", "cpu_flags", "onednn_max_cpu_isa", "compiler_isa")
+"""what the identities of the first checkpoints do not have"""
 T = TypeVar("T")
 
 
@@ -40,14 +46,23 @@ class Checkpoint:
     """JSON: counters, history, what the run's provenance needs"""
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """A checkpoint of a run that another kind of machine wrote."""
+
+    path: Path
+    identity: dict[str, Any]
+
+
 class CheckpointStore:
     """The checkpoints of one run under one identity."""
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.run_folder = folder
         self.identity = identity
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self.folder = folder / digest[:16]
+        older = {key: value for key, value in identity.items() if key not in KNOWN_LATER}
+        self.usable = {folder / _name(this): this for this in (older, identity)}
+        self.folder = folder / _name(identity)
 
     def save(self, checkpoint: Checkpoint, step: int) -> None:
         """Write atomically and durably, then drop all but the two newest.
@@ -64,7 +79,7 @@ class CheckpointStore:
         path = self.folder / f"step-{step:09d}.safetensors"
         write_atomically(path, safetensors.torch.save(checkpoint.tensors, metadata))
         unfinished = self.folder.glob(".step-*")  # by those that were killed
-        for old in (*self._files()[GENERATIONS:], *unfinished):
+        for old in (*_newest_first(self.folder)[GENERATIONS:], *unfinished):
             old.unlink()
 
     def load(self, use: Callable[[Checkpoint], T]) -> T | None:
@@ -77,9 +92,9 @@ class CheckpointStore:
             CheckpointError: there are checkpoints, and all of them are damaged.
         """
         problems = []
-        for path in self._files():
+        for path in _newest_first(*self.usable):
             try:
-                return use(read(path, self.identity))
+                return use(read(path, self.usable[path.parent]))
             except CheckpointError as error:
                 problem = str(error)
             except (ValueError, KeyError, TypeError) as error:
@@ -87,21 +102,38 @@ class CheckpointStore:
             problems.append(problem)
             print(f"{problem}; trying the one before", flush=True)
         if problems:
-            raise CheckpointError(f"{'; '.join(problems)}. Delete {self.folder} to start over")
+            raise CheckpointError(f"{'; '.join(problems)}. Delete {path.parent} to start over")
         return None
 
     def others(self) -> list[Path]:
-        """Folders of checkpoints of this run under another identity."""
-        if not self.run_folder.is_dir():
-            return []
-        return sorted(p for p in self.run_folder.iterdir() if p.is_dir() and p != self.folder)
+        """Folders of checkpoints of this run's name that are not used."""
+        return sorted({path.parent for path in self.run_folder.glob("*/step-*.safetensors")} - self.usable.keys())
 
-    def clear(self) -> None:
-        """Remove this identity's checkpoints: the run is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def elsewhere(self) -> Elsewhere | None:
+        """Of this run, model, seed, plan and data, what another kind of machine wrote that is further than ours."""
+        own = max(map(step_of, _newest_first(*self.usable)), default=-1)
+        for path in _newest_first(*self.others()):
+            if step_of(path) > own:
+                try:
+                    identity, _ = _verified(path)
+                except CheckpointError as error:
+                    print(error, flush=True)
+                    continue
+                if all(identity.get(key) == self.identity.get(key) for key in SAME_RUN):
+                    return Elsewhere(path, identity)
+        return None
 
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+    def adopt(self, other: Elsewhere) -> None:
+        """Go on from it."""
+        self.usable[other.path.parent] = other.identity
+
+    def put_aside(self, other: Elsewhere) -> Path:
+        """Move its folder to where no training looks, and say where."""
+        for number in count(1):
+            if not (there := self.run_folder / "aside" / f"{other.path.parent.name}-{number}").exists():
+                break
+        make_folder(there.parent)
+        return other.path.parent.rename(there)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -127,17 +159,33 @@ class CheckpointStore:
             yield
 
 
+def step_of(path: Path) -> int:
+    """Of a checkpoint, by its name."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors, from its header alone; empty where that cannot be read."""
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return dict(json.loads(file.metadata()["content"]))
+    except Exception:  # a damaged header raises more than safetensors' own errors
+        return {}
+
+
 def state_of(run_folder: Path) -> str:
-    """In words, what the checkpoints of a run say: `waits`, `runs, at step N`, `interrupted at step N`."""
-    steps = [int(path.stem.removeprefix("step-")) for path in run_folder.glob("*/step-*.safetensors")]
-    at = f"at step {max(steps):,}" if steps else "before its first checkpoint"
+    """In words, what the checkpoints of a run say: `waits`, `runs, at step N`, `interrupted at step N`, `finished`."""
+    newest = max(run_folder.glob("*/step-*.safetensors"), key=step_of, default=None)
+    at = f"at step {step_of(newest):,}" if newest else "before its first checkpoint"
     if (lock := run_folder / "lock").is_file():
         with lock.open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 return f"runs, {at}"
-    return f"interrupted {at}" if steps else "waits"
+    if newest is None:
+        return "waits"
+    return f"finished {at}, not kept yet" if content_of(newest).get("done") else f"interrupted {at}"
 
 
 def read(path: Path, identity: dict[str, Any]) -> Checkpoint:
@@ -146,21 +194,39 @@ def read(path: Path, identity: dict[str, Any]) -> Checkpoint:
     Raises:
         CheckpointError: not a checkpoint, damaged, or of another plan, seed, data set, engine or version.
     """
+    theirs, checkpoint = _verified(path)
+    if theirs != identity:
+        raise CheckpointError(f"{path} belongs to another run: {differences(theirs, identity)}")
+    return checkpoint
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Of two identities, in words; of two lists of flags, what one has and the other has not."""
+    told = []
+    for key in sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key)):
+        before, after = was.get(key), now.get(key)
+        if key == "cpu_flags" and isinstance(before, str) and isinstance(after, str):
+            gone, new = (
+                " ".join(sorted(set(a.split()) - set(b.split()))) for a, b in ((before, after), (after, before))
+            )
+            told.append(f"{key} had {gone or 'nothing'} and have {new or 'nothing'} instead")
+        else:
+            told.append(f"{key} {before!r} is now {after!r}")
+    return ", ".join(told)
+
+
+def _verified(path: Path) -> tuple[dict[str, Any], Checkpoint]:
+    """Whose it says it is, and the checkpoint."""
     tensors, metadata = read_tensors(path)
     if metadata.pop("sha256", None) != _digest(metadata, tensors):
         raise CheckpointError(f"{path} is damaged: its content does not fit its digest")
     if (version := metadata.get("format")) != str(FORMAT):
         raise CheckpointError(f"{path} has format {version}, and this version reads {FORMAT}")
     try:
-        theirs, content = (json.loads(metadata[name]) for name in ("identity", "content"))
+        identity, content = (json.loads(metadata[name]) for name in ("identity", "content"))
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r} in its metadata") from None
-    if theirs != identity:
-        theirs = theirs if isinstance(theirs, dict) else {}
-        different = sorted(k for k in identity.keys() | theirs.keys() if identity.get(k) != theirs.get(k))
-        was = ", ".join(f"{key} {theirs.get(key)!r} is now {identity.get(key)!r}" for key in different)
-        raise CheckpointError(f"{path} belongs to another run: {was}")
-    return Checkpoint(tensors, content)
+    return identity if isinstance(identity, dict) else {}, Checkpoint(tensors, content)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -187,6 +253,14 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
             raise ValueError(f"tensor {name} is {found}, not {wanted}")
         if not tensor.isfinite().all():
             raise ValueError(f"tensor {name} has values that are not finite")
+
+
+def _name(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _newest_first(*folders: Path) -> list[Path]:
+    return sorted((path for folder in folders for path in folder.glob("step-*.safetensors")), key=step_of, reverse=True)
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:

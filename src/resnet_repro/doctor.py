@@ -135,16 +135,28 @@ def check_trainers(there: Workspace) -> Iterator[Finding]:
 
 
 def check_checkpoints(there: Workspace) -> Iterator[Finding]:
+    newest: dict[Path, Path] = {}
     for path in sorted(there.root.glob("checkpoints/*/*/step-*.safetensors")):
-        key = path.parents[1].name
-        if key in there.trainers:
+        if path.parents[1].name in there.trainers:
             continue
         if problem := _problem_of_checkpoint(path):
             remedy = "delete it; training goes on from the one before it"
             yield Finding(problem, remedy, mend=partial(there.put_aside, path))
+        else:
+            newest[path.parent] = path
+    for folder, path in newest.items() if not there.at_work else ():
+        key = folder.parent.name
+        if folder in there.kept_checkpoints(key):
+            what = f"{folder} is of the finished {RUNS}{key}, which DVC has"
+            yield Finding(what, f"delete {folder}", "note", partial(there.drop_kept, key))
+        elif steps := _steps_if_finished(there, path):
+            what = f"{key} is finished ({steps:,} steps), and DVC does not have it"
+            is_ablation = not isinstance(there.params, ParamsError) and key in there.params.ablations
+            stage = f"{'ablations/dvc.yaml:' if is_ablation else ''}train@{key}"
+            yield Finding(what, f"`dvc repro {stage}` writes it within seconds, without training", "note")
         elif (there.root / RUNS / key / PROVENANCE).is_file():
-            what = f"{path} is of another plan, data set or machine than the finished {RUNS}{key}"
-            yield Finding(what, f"delete {path.parent} unless somebody goes back to that", "note")
+            what = f"{path} is of another training than the finished {RUNS}{key}"
+            yield Finding(what, f"delete {folder} unless somebody goes back to that", "note")
 
 
 def check_leftovers(there: Workspace) -> Iterator[Finding]:
@@ -270,6 +282,17 @@ def _problem_of_checkpoint(path: Path) -> str:
     except Exception as error:  # what a damaged header raises is not foreseeable
         return f"{path} is damaged: {error!r}"
     return ""
+
+
+def _steps_if_finished(there: Workspace, path: Path) -> int:
+    """Of a checkpoint of the end of a training by the plan that is there now; else 0."""
+    from resnet_repro.checkpoint import content_of
+
+    content = content_of(path)
+    plan = there.root / "plans" / f"{content.get('origin', {}).get('model')}.json"
+    if not content.get("done") or not plan.is_file() or sha256_of(plan) != content["origin"]["plan_sha256"]:
+        return 0
+    return int(content["counters"]["step"])
 
 
 def _artifact_places(database: Path) -> list[str]:

@@ -18,6 +18,10 @@ class CheckpointError(ReproError):
     """A checkpoint is damaged, or belongs to another run."""
 
 
+class OtherMachineError(CheckpointError):
+    """The run was begun on another kind of machine, and somebody has to say whether it moves or starts over."""
+
+
 class TrainingError(ReproError):
     """Training cannot go on: the loss is not finite, or memory ran out."""
 

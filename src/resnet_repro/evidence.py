@@ -64,6 +64,54 @@ class Plan(Record):
         return cls.model_validate_json(path.read_text(encoding="utf-8"), strict=False)
 
 
+class Processor(Record):
+    """A CPU as the system names it; "" where it does not. Families and models have few kinds of kernels in common,
+    and one `name`, such as AMD EPYC, stands for several."""
+
+    vendor: str = ""
+    family: str = ""
+    model: str = ""
+    stepping: str = ""
+    name: str
+
+    def __str__(self) -> str:
+        exact = f"{self.vendor} family {self.family} model {self.model} stepping {self.stepping}"
+        return exact if self.vendor else self.name
+
+
+class Session(Record):
+    """One process of a training: from its start, or from a checkpoint, to the next one or the end."""
+
+    started_at: float
+    """seconds since 1970"""
+    processor: Processor
+    cores: int
+    """that the process may use"""
+    cpu_capability: str
+    """the instruction set that torch chose for its own kernels"""
+    cpu_flags: str
+    """of the instruction sets by which oneDNN chooses"""
+    onednn_max_cpu_isa: str | None = None
+    """the limit that the environment sets to that"""
+    compiler_isa: str | None = None
+    """the instruction set that torch.compile chose, where it compiles for the CPU"""
+    device: str
+    device_name: str
+    compute_capability: str | None = None
+    driver: str | None = None
+    """the two of a CUDA device"""
+    mode: str
+    precision: str
+    threads: int
+    torch: str
+    git_commit: str | None = None
+    moved: bool = False
+    """it went on from a checkpoint of another kind of machine"""
+
+
+MOVED = "moved: not bit-reproducible"
+
+
 class Origin(Record):
     """What is known of a run when it starts: who trains what, where and with what."""
 
@@ -85,10 +133,22 @@ class Origin(Record):
     git_dirty: bool | None = None
     data_sha256: str
     plan_sha256: str
+    session_log: tuple[Session, ...] = ()
+    """in order; without those of before there was this"""
 
     @property
     def key(self) -> str:
         return f"{self.model}-{self.seed}"
+
+    @property
+    def moved(self) -> bool:
+        """Whether kinds of machines share in its bits."""
+        return any(session.moved for session in self.session_log)
+
+    @property
+    def machine(self) -> str:
+        """For tables: short, and honest about a run that moved."""
+        return f"{self.device_name} ({MOVED})" if self.moved else self.device_name
 
 
 class Provenance(Origin):

@@ -4,7 +4,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,23 +13,28 @@ import torch
 from torch import Tensor
 
 from resnet_repro import evidence
-from resnet_repro.checkpoint import Checkpoint, CheckpointStore, check_tensors
+from resnet_repro.checkpoint import Checkpoint, CheckpointStore, Elsewhere, check_tensors, differences, step_of
 from resnet_repro.data import preprocessing
 from resnet_repro.data.arrays import Arrays
 from resnet_repro.data.batches import epoch_views, pad, split
 from resnet_repro.engine import ResolvedEngine, configure, peak_memory_bytes, resolve
-from resnet_repro.errors import CheckpointError, ReproError, TrainingError
+from resnet_repro.errors import CheckpointError, OtherMachineError, ReproError, TrainingError
 from resnet_repro.evaluation import Evaluator, average_statistics, batches
 from resnet_repro.evidence import Epoch, Metrics, Origin, Plan, Provenance
 from resnet_repro.models import NUM_CLASSES, build_model
 from resnet_repro.models.classifier import Classifier, to_fastest_layout
 from resnet_repro.models.initialization import initialize
 from resnet_repro.params import Engine
-from resnet_repro.provenance import identity_of, make_origin
+from resnet_repro.provenance import go_on, identity_of, make_origin
 from resnet_repro.training import Trainer
 
 CHECKPOINT_SECONDS = 10.0
 """Epochs that are shorter share a checkpoint, so that saving stays below 2% of a run."""
+
+
+ON_OTHER_MACHINE = "RESNET_REPRO_CHECKPOINT"
+"""the environment variable that answers what becomes of another kind of machine's checkpoint"""
+ANSWERS = ("", "move", "restart")
 
 
 class InterruptedRunError(ReproError):
@@ -128,41 +133,64 @@ def train(
     observer: Observer,
     interruption: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    on_other_machine: str = "",
 ) -> Provenance:
     """Train one run to its end, from its last checkpoint if there is one, and write its files to `out`.
 
+    The checkpoint of the end stays: from it, the same files are written again within seconds, byte by byte.
+
+    Args:
+        on_other_machine: what to do where another kind of machine was further with this run than this one:
+            `move` goes on from there, `restart` puts that aside, and "" is no answer.
+
     Raises:
         InterruptedRunError: `interruption` said stop; a checkpoint is left.
+        OtherMachineError: another kind of machine was further, and there is no answer.
         TrainingError, CheckpointError, RunLockedError: see there.
     """
+    if on_other_machine not in ANSWERS:
+        raise ReproError(f"{ON_OTHER_MACHINE} is {on_other_machine!r}: it can be move or restart")
     plan, plan_bytes = Plan.read(plan_path), plan_path.read_bytes()
     engine = resolve(plan.engine)
     configure(engine)
     origin = make_origin(plan, seed, engine, arrays.sha256, hashlib.sha256(plan_bytes).hexdigest())
     store = CheckpointStore(checkpoints / origin.key, identity_of(origin))
     with store.locked():
+        while (elsewhere := store.elsewhere()) is not None:
+            _decide(store, elsewhere, on_other_machine)
         for other in store.others():
-            print(f"{other} holds checkpoints of another plan, data set or machine: not used", flush=True)
+            print(f"{other} holds checkpoints of another plan or data set, or older ones: not used", flush=True)
         parts = assemble(plan, seed, arrays, engine)
-        trainer, epochs, duration, sessions = parts.trainer, list[Epoch](), 0.0, 1
+        trainer, epochs, duration, sessions, peak = parts.trainer, list[Epoch](), 0.0, 1, 0
         if (found := store.load(lambda checkpoint: _resume(trainer, checkpoint))) is not None:
-            epochs, origin, duration, sessions = found.epochs, found.origin, found.duration_seconds, found.sessions + 1
-            print(f"{origin.key} goes on at step {trainer.step} of {trainer.total_steps}", flush=True)
+            epochs, duration = found.epochs, found.duration_seconds
+            origin = found.origin if trainer.done else go_on(found.origin, origin)
+            sessions, peak = found.sessions + 1, found.peak_memory_bytes or 0
+            says = f"goes on at step {trainer.step} of {trainer.total_steps}"
+            if trainer.done:
+                says = (
+                    f"was finished, at step {trainer.step}: its files are written again, without training; "
+                    f"to train it again, delete {store.run_folder} first"
+                )
+            print(f"{origin.key} {says}", flush=True)
         observer.started(plan, origin, epochs, trainer)
         clock = time.monotonic() - duration
         saved_at = time.monotonic()
 
-        def save() -> None:
+        def save() -> _Content:
             tensors, counters = trainer.state()
-            content = {
-                "counters": counters,
-                "epochs": [asdict(epoch) for epoch in epochs],
-                "origin": origin.model_dump(mode="json"),
-                "duration_seconds": time.monotonic() - clock,
-                "sessions": sessions,
-            }
-            store.save(Checkpoint(tensors, content), trainer.step)
+            content = _Content(
+                counters=counters,
+                epochs=epochs,
+                origin=origin,
+                duration_seconds=time.monotonic() - clock,
+                sessions=sessions,
+                peak_memory_bytes=max(peak, peak_memory_bytes(engine.device) or 0) or None,
+                done=trainer.done,
+            )
+            store.save(Checkpoint(tensors, content.model_dump(mode="json")), trainer.step)
             observer.saved(epochs)
+            return content
 
         try:
             while not trainer.done:
@@ -189,9 +217,37 @@ def train(
             observer.failed(f"{type(error).__name__}: {error}")
             raise
 
-        provenance = _write_run(out, parts, origin, epochs, plan_bytes, time.monotonic() - clock, sessions)
-        store.clear()
-    return provenance
+        return _write_run(out, parts, found if found is not None and found.done else save(), plan_bytes)
+
+
+def _decide(store: CheckpointStore, elsewhere: Elsewhere, answer: str) -> None:
+    """Adopt or put aside what another kind of machine left of this run.
+
+    Raises:
+        OtherMachineError: nobody has said which.
+    """
+    run, step = store.run_folder.name, f"step {step_of(elsewhere.path):,}"
+    was, now = elsewhere.identity, store.identity
+    differ = differences({key: was[key] for key in was if key in now}, {key: now[key] for key in now if key in was})
+    if answer == "move":
+        store.adopt(elsewhere)
+        print(f"{run} moves here at {step}, from another kind of machine: {differ}", flush=True)
+    elif answer == "restart":
+        print(f"{run} starts over; what was at {step} is put aside in {store.put_aside(elsewhere)}", flush=True)
+    else:
+        there, here = (f"{of.get('device_name')} ({of.get('processor', of.get('device'))})" for of in (was, now))
+        same = f"The same bits come of that kind of machine only{_threads_of(was, now)}."
+        raise OtherMachineError(
+            f"{run} reached {step} on {there}, and this is {here}: {differ}. {same} "
+            f"Either {ON_OTHER_MACHINE}=move goes on from {elsewhere.path}, and the run is marked "
+            f'"{evidence.MOVED}"; or {ON_OTHER_MACHINE}=restart puts that aside, and trains from step 0'
+        )
+
+
+def _threads_of(was: dict[str, Any], now: dict[str, Any]) -> str:
+    """What gives the same bits here, too, where only the threads differ."""
+    only = all(was[key] == now.get(key) for key in was if key != "threads")
+    return f", or here of OMP_NUM_THREADS={was.get('threads')}" if only else ""
 
 
 class _Content(evidence.Record):
@@ -202,6 +258,9 @@ class _Content(evidence.Record):
     origin: Origin
     duration_seconds: float
     sessions: int
+    peak_memory_bytes: int | None = None
+    done: bool = False
+    """at the last step; these two are not in checkpoints of before there was this"""
 
 
 def _resume(trainer: Trainer, checkpoint: Checkpoint) -> _Content:
@@ -211,6 +270,8 @@ def _resume(trainer: Trainer, checkpoint: Checkpoint) -> _Content:
     trainer.load_state(checkpoint.tensors, content.counters)
     if trainer.epoch != len(content.epochs):
         raise ValueError(f"step {trainer.step} is not in epoch {len(content.epochs) + 1}")
+    if content.done != trainer.done:
+        raise ValueError(f"step {trainer.step} of {trainer.total_steps} is not where it says it is")
     return content
 
 
@@ -247,15 +308,9 @@ def _run_epoch(parts: Assembled, interruption: Callable[[], bool], observer: Obs
     )
 
 
-def _write_run(
-    out: Path,
-    parts: Assembled,
-    origin: Origin,
-    epochs: Sequence[Epoch],
-    plan_bytes: bytes,
-    duration: float,
-    sessions: int,
-) -> Provenance:
+def _write_run(out: Path, parts: Assembled, end: _Content, plan_bytes: bytes) -> Provenance:
+    """The files of a run from what its last checkpoint says, so that they are the same whenever they are written."""
+    origin, epochs = end.origin, end.epochs
     evidence.write_atomically(out / evidence.PLAN, plan_bytes)
     evidence.write_epochs(out, epochs)
     classifier = Classifier(parts.trainer.net, parts.normalizer)
@@ -263,9 +318,9 @@ def _write_run(
     provenance = Provenance(
         **origin.model_dump(),
         finished_at=epochs[-1].finished_at,
-        duration_seconds=duration,
-        sessions=sessions,
-        peak_memory_bytes=peak_memory_bytes(origin.device),
+        duration_seconds=end.duration_seconds,
+        sessions=end.sessions,
+        peak_memory_bytes=end.peak_memory_bytes,
         images_per_second=statistics.median(epoch.images_per_second for epoch in epochs),
         weights_sha256=evidence.sha256_of(out / evidence.WEIGHTS),
         files_sha256={name: evidence.sha256_of(out / name) for name in (evidence.HISTORY, evidence.TIMING)},

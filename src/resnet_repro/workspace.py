@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from resnet_repro.errors import ParamsError, ReproError
-from resnet_repro.evidence import write_atomically
+from resnet_repro.evidence import PROVENANCE, Provenance, write_atomically
 from resnet_repro.params import Params, load
 
 MEMBERS, ARRAYS, RUNS = "data/members", "data/cifar10", "runs/"
@@ -93,16 +93,11 @@ class Workspace:
     @cached_property
     def found(self) -> dict[str, dict[str, str]]:
         """Of each output that is in the workspace its files' md5."""
-        there = {out.path: self.root / out.path for out in self.outputs if (self.root / out.path).is_dir()}
-        return {
-            name: {path.relative_to(folder).as_posix(): _md5(path) for path in folder.rglob("*") if path.is_file()}
-            for name, folder in there.items()
-        }
+        return {out.path: files for out in self.outputs if (files := _files(self.root / out.path)) is not None}
 
     def is_here(self, output: Output) -> bool:
         """Whether the workspace has it as dvc.lock has it."""
-        files = self.found.get(output.path)
-        return files is not None and hashlib.md5(_listing(files), usedforsecurity=False).hexdigest() == output.md5[:32]
+        return _md5_of(self.found.get(output.path)) == output.md5
 
     def parts(self, output: Output) -> dict[str, str]:
         """Its files' md5 as dvc.lock means them; empty where no whole list of them is left."""
@@ -112,6 +107,27 @@ class Workspace:
 
     def is_cached(self, output: Output) -> bool:
         return all(self.objects.get(md5) for md5 in (output.md5, *self.parts(output).values()))
+
+    def has_kept(self, key: str) -> bool:
+        """Whether DVC has what is in runs/KEY: dvc.lock the digest, and the cache every file, of whatever content."""
+        files = _files(self.root / RUNS / key)
+        locked = any(out.path == f"{RUNS}{key}" and out.md5 == _md5_of(files) for out in self.outputs)
+        return locked and all(self.object(md5).is_file() for md5 in (_md5_of(files), *(files or {}).values()))
+
+    def kept_checkpoints(self, key: str) -> list[Path]:
+        """The folders of checkpoints of the very training whose outcome DVC has in runs/KEY."""
+        if not self.has_kept(key):
+            return []
+        from resnet_repro.checkpoint import content_of  # imports torch
+
+        uid = Provenance.read(self.root / RUNS / key / PROVENANCE).uid
+        newest = {path.parent: path for path in sorted(self.root.glob(f"checkpoints/{key}/*/step-*.safetensors"))}
+        return [folder for folder, path in newest.items() if content_of(path).get("origin", {}).get("uid") == uid]
+
+    def drop_kept(self, key: str) -> None:
+        """Remove the checkpoints that nobody needs any more."""
+        for folder in self.kept_checkpoints(key):
+            shutil.rmtree(folder)
 
     def copy_to_cache(self, output: Output) -> None:
         """As `dvc commit` would, of an output that the workspace has as dvc.lock has it."""
@@ -221,6 +237,18 @@ def _living(pid: int, written: Path) -> psutil.Process | None:
         return process if old and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
+
+
+def _files(folder: Path) -> dict[str, str] | None:
+    """The md5 of each file below a folder; None where there is no folder."""
+    if not folder.is_dir():
+        return None
+    return {path.relative_to(folder).as_posix(): _md5(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def _md5_of(files: Mapping[str, str] | None) -> str:
+    """DVC's md5 of a folder; empty where there is none."""
+    return "" if files is None else hashlib.md5(_listing(files), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def _listing(files: Mapping[str, str]) -> bytes:

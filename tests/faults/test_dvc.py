@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ from ruamel.yaml import YAML
 
 from reliability import Injections
 from resnet_repro.doctor import CHECKS
-from resnet_repro.evidence import WEIGHTS
+from resnet_repro.evidence import PROVENANCE, WEIGHTS
 from resnet_repro.workspace import LockFileError, Workspace, stages_of
 from small_workspace import (
     EVALUATE,
@@ -37,6 +38,8 @@ from small_workspace import (
 from sources import Digits, Server, sends
 
 AREA = "DVC"
+KEY, TRAINER = Path(RUN).name, "pipeline/train.py"
+TRAIN_ALONE = ("dvc", "repro", "--single-item", TRAIN)
 pytestmark = pytest.mark.xdist_group("dvc")
 
 
@@ -203,14 +206,13 @@ def test_two_at_once(workspace: Path, digits: Digits, serve: Callable[..., Serve
 def test_dvc_is_killed(workspace: Path, injected: Injections) -> None:
     unbroken, choose, lock = results(workspace), random.Random(0), YAML().load(workspace / "dvc.lock")
     del lock["stages"][TRAIN], lock["stages"][EVALUATE]
-    command = ("dvc", "repro", "--single-item", TRAIN)
     for number in range(injected.count(1, 12)):
-        shutil.rmtree(workspace / ".dvc/cache/runs")
-        shutil.rmtree(workspace / RUN)
+        for folder in (".dvc/cache/runs", RUN, f"checkpoints/{KEY}"):
+            shutil.rmtree(workspace / folder)
         YAML().dump(lock, workspace / "dvc.lock")
-        dvc = started(workspace, *command)
+        dvc = started(workspace, *TRAIN_ALONE)
         below = psutil.Process(dvc.pid)
-        while not (trainers := [p for p in below.children(True) if "pipeline/train.py" in p.cmdline()]):
+        while not (trainers := [p for p in below.children(True) if TRAINER in p.cmdline()]):
             time.sleep(0.02)
         while number % 3 < 2 and f"{STEPS} steps" not in said(workspace):  # else it dies while its training imports
             assert dvc.poll() is None, said(workspace)
@@ -222,7 +224,7 @@ def test_dvc_is_killed(workspace: Path, injected: Injections) -> None:
                 dvc.wait()
                 orphan = f"process {trainers[0].pid} still trains plain8-1, but the dvc that started it is gone"
                 assert any(orphan in found for found in findings(workspace))
-                refused = run(workspace, *command, expected=255)
+                refused = run(workspace, *TRAIN_ALONE, expected=255)
                 assert f"process {trainers[0].pid} is training plain8-1 already: wait for it" in refused
                 trainers[0].resume()
             elif number % 3 == 1:
@@ -237,8 +239,74 @@ def test_dvc_is_killed(workspace: Path, injected: Injections) -> None:
                 left = f"stopped at step 0 of {STEPS} because the process that started it is gone"
                 assert left in said(workspace)
             is_there = any(workspace.glob("checkpoints/*/*/step-*"))
-            assert ("plain8-1 goes on at step" in run(workspace, *command)) == is_there
+            assert (f"{KEY} goes on at step" in run(workspace, *TRAIN_ALONE)) == is_there
             assert results(workspace) == unbroken
+
+
+def cache_is_a_file(workspace: Path) -> None:
+    (runs := workspace / ".dvc/cache/runs").touch()
+    assert f"{runs}" in run(workspace, *TRAIN_ALONE, expected=255)
+    runs.unlink()
+
+
+def dvc_is_killed(workspace: Path) -> None:
+    dvc = started(workspace, *TRAIN_ALONE)
+    (trainer,) = wait_for(lambda: [p for p in psutil.Process(dvc.pid).children(True) if TRAINER in p.cmdline()])
+    wait_for((workspace / RUN / PROVENANCE).exists)
+    dvc.kill()
+    dvc.wait()
+    wait_for(lambda: not is_alive(trainer))
+
+
+def plan_changes(workspace: Path) -> None:
+    plan = workspace / "plans/plain8.json"
+    whole, dvc = plan.read_text(), started(workspace, *TRAIN_ALONE)
+    wait_for(lambda: f"{STEPS} steps" in said(workspace))
+    plan.write_text(whole.replace('"momentum": 0.9', '"momentum": 0.8'))
+    assert dvc.wait(60) == 255
+    assert f"plans/plain8.json or data/cifar10 changed while {KEY} trained" in said(workspace)
+    plan.write_text(whole)
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
+
+
+FINISHED = "`doctor` names the finished run, and the same command writes the same bits within seconds, untrained"
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(cache_is_a_file, marks=pytest.mark.fault("DVC's cache takes no finished training", FINISHED)),
+        pytest.param(dvc_is_killed, marks=pytest.mark.fault("`kill -9` of DVC when a training has ended", FINISHED)),
+        pytest.param(plan_changes, marks=pytest.mark.fault("a plan changes during training, and back", FINISHED)),
+    ],
+)
+def test_a_finished_training_is_not_lost(workspace: Path, stop: Callable[[Path], None], injected: Injections) -> None:
+    unbroken, lock = results(workspace), YAML().load(workspace / "dvc.lock")
+    del lock["stages"][TRAIN], lock["stages"][EVALUATE]
+    for _ in range(injected.count(1, 10)):
+        for folder in (".dvc/cache/runs", RUN):
+            shutil.rmtree(workspace / folder)
+        YAML().dump(lock, workspace / "dvc.lock")
+        with injected():
+            stop(workspace)
+            remedy = f"`dvc repro {TRAIN}` writes it within seconds, without training"
+            assert f"{KEY} is finished ({STEPS} steps), and DVC does not have it; {remedy}" in findings(
+                workspace, "note"
+            )
+            text = run(workspace, *TRAIN_ALONE)
+            assert f"{KEY} was finished, at step {STEPS}: its files are written again" in text
+            assert "epoch 1" not in text
+            assert results(workspace) == unbroken
+            assert any(workspace.glob("checkpoints/*/*/step-*"))  # until it is evaluated
+            run(workspace, "dvc", "repro", EVALUATE)
+            assert not any(workspace.glob("checkpoints/*/*/step-*"))
 
 
 @pytest.mark.fault(

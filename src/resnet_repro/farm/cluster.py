@@ -14,6 +14,7 @@ from typing import Any
 
 from resnet_repro.estimate import FARM
 from resnet_repro.evidence import write_atomically
+from resnet_repro.experiment import ON_OTHER_MACHINE
 from resnet_repro.farm import child, worker
 from resnet_repro.farm.child import Child, dvc, environment_of
 from resnet_repro.farm.local import LOGS, TRIES, Update, is_busy
@@ -24,7 +25,7 @@ RETRIES = 3
 """of a run whose worker is lost"""
 WRITTEN_BY_STAGES = (":!dvc.lock", ":!ablations/dvc.lock", ":!reports")
 """may differ from the commit: a farm that was stopped leaves them so, and no training reads them"""
-SENT = ("MLFLOW_", "CIFAR10_", "OMP_", "MKL_", "TORCH")
+SENT = ("MLFLOW_", "CIFAR10_", "OMP_", "MKL_", "TORCH", ON_OTHER_MACHINE)
 """how the names begin of the variables that a stage has there as here"""
 
 

@@ -105,7 +105,7 @@ def _run(run: RunEvidence) -> dict[str, str]:
         "run": f"[{run.key}](../runs/{run.key}/)",
         "test error, %": percent(run.metrics.test_error_percent),
         "hours": f"{provenance.duration_seconds / 3600:.2f}",
-        "device": provenance.device_name,
+        "device": provenance.machine,
         "weights, sha256": f"`{provenance.weights_sha256}`",
     }
 
@@ -178,7 +178,7 @@ def _answers(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 
 def _machines(runs: Sequence[RunEvidence]) -> str:
-    counts = Counter(f"{run.provenance.device_name} ({run.provenance.precision})" for run in runs)
+    counts = Counter(f"{run.provenance.machine} ({run.provenance.precision})" for run in runs)
     return "; ".join(f"{name}: {count} runs" for name, count in counts.items())
 
 

@@ -141,7 +141,7 @@ def _run(run: RunEvidence, label: str) -> dict[str, str]:
         "steps": f"{metrics.steps:,}",
         "hours": f"{provenance.duration_seconds / 3600:.2f}",
         "images/s": f"{provenance.images_per_second:,.0f}",
-        "device": provenance.device_name,
+        "device": provenance.machine,
         "precision": provenance.precision,
         "torch": provenance.versions.get("torch", NONE),
         "commit": f"{commit} (dirty)" if provenance.git_dirty else commit,

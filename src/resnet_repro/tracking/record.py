@@ -119,6 +119,7 @@ def _tags(plan: Plan, origin: Origin) -> dict[str, str]:
         "paper": paper,
         "device": origin.device,
         "device_name": origin.device_name,
+        "moved": json.dumps(True) if origin.moved else None,
         "mode": origin.mode,
         "precision": origin.precision,
         "threads": str(origin.threads),
@@ -131,7 +132,7 @@ def _tags(plan: Plan, origin: Origin) -> dict[str, str]:
         "mlflow.source.git.commit": origin.git_commit,
         "mlflow.note.content": (
             f"**{plan.model}**, seed {origin.seed}: {plan.layers} layers, {plan.parameters:,} parameters, "
-            f"trained by `{plan.recipe_name}` on {origin.device_name}.\n\nPaper: {paper}\n\n"
+            f"trained by `{plan.recipe_name}` on {origin.machine}.\n\nPaper: {paper}\n\n"
             "Report: `reports/README.md` in the repository, and the run `report`"
         ),
     }
