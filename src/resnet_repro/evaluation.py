@@ -1,6 +1,7 @@
 """Loss, error and predictions of a net on images without augmentation."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,38 @@ def average_statistics(net: nn.Module, batches: Iterable[Tensor]) -> bool:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return True
+
+
+@torch.no_grad()
+def response_stds(net: nn.Module, batches: Iterable[Tensor]) -> tuple[float, ...]:
+    """Standard deviation of the responses of each 3x3 convolution, in order: of all that its normalisation puts out,
+    before addition and nonlinearity (He 2015, Figure 7). For nets of He 2015's units; empty without normalisation.
+
+    Args:
+        batches: (B, 3, H, W) preprocessed images each.
+    """
+    sums: list[Tensor] = []
+    layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    norms = [
+        norm
+        for conv, norm in pairwise(layers)
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and isinstance(norm, nn.BatchNorm2d)
+    ]
+
+    def add_up(_module: nn.Module, _input: object, output: Tensor) -> None:
+        values = output.double()
+        sums.append(torch.stack([torch.tensor(values.numel()).to(values), values.sum(), values.square().sum()]))
+
+    hooks = [norm.register_forward_hook(add_up) for norm in norms]
+    net.eval()
+    for images in batches:
+        net(images.contiguous(memory_format=torch.channels_last))
+    for hook in hooks:
+        hook.remove()
+    if not norms:
+        return ()
+    count, first, second = torch.stack(sums).reshape(-1, len(norms), 3).sum(dim=0).cpu().unbind(dim=1)
+    return tuple((second / count - (first / count).square()).sqrt().tolist())
 
 
 def batches(images: Tensor, labels: Tensor, normalizer: Normalizer) -> Iterator[tuple[Tensor, Tensor]]:

@@ -200,6 +200,9 @@ class Metrics(Record):
     population_statistics_test_error_percent: float | None = None
     """in fp32, with batch normalisation's statistics averaged over training images (`evaluation.average_statistics`);
     None in format 1 and for nets without running statistics"""
+    response_stds: tuple[float, ...] | None = None
+    """standard deviation of each 3x3 convolution's response, behind its normalisation, over the test images (He 2015,
+    Figure 7); None in format 1 and where units are not He 2015's"""
     lowest_test_error_percent: float
     lowest_test_error_epoch: int
     """over all epochs: the test set chose it"""

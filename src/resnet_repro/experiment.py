@@ -19,7 +19,7 @@ from resnet_repro.data.arrays import Arrays
 from resnet_repro.data.batches import epoch_views, pad, split
 from resnet_repro.engine import ResolvedEngine, configure, peak_memory_bytes, resolve
 from resnet_repro.errors import CheckpointError, OtherMachineError, ReproError, TrainingError
-from resnet_repro.evaluation import Evaluator, average_statistics, batches
+from resnet_repro.evaluation import Evaluator, average_statistics, batches, response_stds
 from resnet_repro.evidence import Epoch, Metrics, Origin, Plan, Provenance
 from resnet_repro.models import NUM_CLASSES, build_model
 from resnet_repro.models.classifier import Classifier, to_fastest_layout
@@ -355,10 +355,13 @@ def evaluate(run: Path, arrays: Arrays, out: Path) -> Metrics:
         torch.from_numpy(arrays.test_labels).long(),
     )
     probabilities = evaluator.probabilities(batches(images, labels.to(device), normalizer)).numpy()
+    responses: tuple[float, ...] = ()
     averaged = None
+    if plan.architecture.is_he2015:
+        responses = response_stds(evaluator.net, (seen for seen, _ in batches(images, labels.to(device), normalizer)))
     if average_statistics(evaluator.net, _seen_in_training(plan, provenance.seed, arrays, normalizer, device)):
         _, averaged = evaluator.error(batches(images, labels.to(device), normalizer))
-    metrics = _metrics(plan, provenance, evidence.read_history(run), labels.numpy(), probabilities, averaged)
+    metrics = _metrics(plan, provenance, evidence.read_history(run), labels.numpy(), probabilities, responses, averaged)
 
     with evidence.replacing(out) as folder:
         for name in (evidence.PLAN, evidence.PROVENANCE, evidence.HISTORY, evidence.TIMING):
@@ -402,6 +405,7 @@ def _metrics(
     history: Any,
     labels: np.ndarray,
     probabilities: np.ndarray,
+    responses: tuple[float, ...],
     averaged: float | None,
 ) -> Metrics:
     predicted = probabilities.argmax(axis=1)
@@ -434,6 +438,7 @@ def _metrics(
         test_loss=float(-np.log(chosen.clip(1e-30)).mean()),
         training_precision_test_error_percent=float(last.test_error_percent),
         population_statistics_test_error_percent=averaged,
+        response_stds=responses or None,
         lowest_test_error_percent=float(lowest.test_error_percent),
         lowest_test_error_epoch=int(lowest.epoch),
         train_error_percent=float(last.train_error_percent),
