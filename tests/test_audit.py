@@ -29,6 +29,8 @@ from resnet_repro.data.arrays import Arrays
 from resnet_repro.data.decoding import decode_batch
 from resnet_repro.evidence import sha256_of
 from resnet_repro.params import load
+from resnet_repro.pretrained import PAGE
+from resnet_repro.pretrained import published as our_files
 from test_real_data import ARCHIVE, ROOT
 
 State = dict[str, Tensor]
@@ -418,9 +420,22 @@ if ARCHIVE.is_file() and PUBLISHED.is_dir():
     def test_a_published_file_gives_the_last_epoch_and_not_the_lowest(name: str, official: Arrays) -> None:
         entries = module.entries_of(module.load_table(), [f"a-martyn/{name}"])
         (audited,) = module.audit(entries, Path("unused"), official, PUBLISHED)
-        log = pd.read_csv(PUBLISHED / "a-martyn" / f"{Path(audited.entry.file.file).stem}.csv")
+        log = pd.read_csv(PUBLISHED / "a-martyn" / f"{Path(audited.file).stem}.csv")
         assert audited.test_error_percent == MEASURED[name] == round(100 * log.test_err.iloc[-1], 2)
         assert audited.parameters == audited.published_parameters
         lowest, last = audited.claims
         assert lowest.error_percent == round(100 * log.test_err.min(), 2)
         assert (lowest.confirmed, last.confirmed) == (False, True)
+
+    @pytest.mark.parametrize("name", sorted(our_files(ROOT / "pretrained")))
+    def test_our_own_weights_give_what_their_page_prints(name: str, official: Arrays, tmp_path: Path) -> None:
+        """By the rule for others, to two decimals."""
+        folder = tmp_path / "pretrained"
+        folder.mkdir()
+        (folder / f"{name}.safetensors").symlink_to(ROOT / "pretrained" / f"{name}.safetensors")
+        (audited,) = module.audit_own(folder, official)
+        (claim,) = audited.claims
+        line = next(line for line in (ROOT / "pretrained" / PAGE).read_text().splitlines() if f"| {name} |" in line)
+        assert claim.confirmed
+        assert f"| {audited.test_error_percent:.2f} |" in line
+        assert len(audited.response_stds or ()) == int(name[-2:]) - 1

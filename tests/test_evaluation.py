@@ -2,10 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from resnet_repro.data.preprocessing import Normalizer
 from resnet_repro.engine import ResolvedEngine
-from resnet_repro.evaluation import BATCH_SIZE, Evaluator, batches
+from resnet_repro.evaluation import BATCH_SIZE, Evaluator, average_statistics, batches, response_stds
 from resnet_repro.models import build_model
 from resnet_repro.models.initialization import initialize
 from resnet_repro.params import Architecture
@@ -74,3 +75,37 @@ def test_without_running_statistics_the_test_batch_has_its_own():
     with torch.no_grad():
         logits = torch.cat([net.train()(NORMALIZER(part)) for part in IMAGES.split(BATCH_SIZE)])
     assert loss == pytest.approx(float(F.cross_entropy(logits, LABELS)), rel=1e-12)
+
+
+def test_averaged_statistics_are_those_of_torch_s_update_bn() -> None:
+    reference, net = net_of(), net_of()
+    parts = NORMALIZER(IMAGES).split(100)
+    update_bn(parts, reference)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert average_statistics(net, parts)
+    for (name, ours), theirs in zip(net.state_dict().items(), reference.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert "running" not in name or not torch.equal(ours, before[name])
+    assert not net.training
+    assert {module.momentum for module in net.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
+    assert not average_statistics(net_of(batch_norm={"kind": "batch"}), parts)
+
+
+def test_responses_are_those_behind_each_3x3_convolution() -> None:
+    """By a walk through the net: stem, then two a block, before the shortcut is added; projections do not count."""
+    net = net_of(shortcut="B").eval()
+    found = response_stds(net, NORMALIZER(IMAGES).split(300))
+    outputs: list[Tensor] = []
+    with torch.no_grad():
+        values = net.stem_norm(net.stem(NORMALIZER(IMAGES)))
+        outputs.append(values)
+        values = values.relu()
+        for group in net.groups:
+            for block in group:
+                first = block.residual[1](block.residual[0](values))
+                second = block.residual[4](block.residual[3](first.relu()))
+                outputs += [first, second]
+                values = block(values)
+    assert found == pytest.approx([float(output.std(correction=0)) for output in outputs], rel=1e-9)
+    assert len(found) == 7
+    assert response_stds(net_of(batch_norm={"kind": "none"}), NORMALIZER(IMAGES).split(300)) == ()

@@ -126,7 +126,7 @@ def test_the_committed_page_is_what_the_code_writes() -> None:
     """`resnet-repro export` writes it; nobody types a number."""
     assert (ROOT / "pretrained/README.md").read_text() == pretrained.page(ROOT / "pretrained")
     size = sum(path.stat().st_size for path in pretrained.published(ROOT / "pretrained").values())
-    assert size <= 60_000_000
+    assert size <= 80_000_000
 
 
 def test_export_refuses_what_is_not_the_trained_run(workspace: Path) -> None:

@@ -151,7 +151,7 @@ def audit(
         Path | None, typer.Option(help="a table of your own, of the form of published_weights.yaml")
     ] = None,
 ) -> None:
-    """Evaluate other people's published weights on the test images, beside what is claimed of them.
+    """Evaluate published weights, others' and our own, on the test images, beside what is claimed of them.
 
     All of the project's own table also goes into reports/audit.md and reports/audit.json.
     """
@@ -161,9 +161,10 @@ def audit(
     from resnet_repro.data.arrays import load_arrays
 
     entries = module.entries_of(module.load_table(table or module.TABLE), names or ())
-    audited = module.audit(
-        entries, module.CACHE, load_arrays(Path("data/cifar10"), load(Path("params.yaml")).data.arrays), files
-    )
+    arrays = load_arrays(Path("data/cifar10"), load(Path("params.yaml")).data.arrays)
+    audited = module.audit(entries, module.CACHE, arrays, files)
+    if not names and table is None:
+        audited += module.audit_own(Path("pretrained"), arrays)
     module.show(audited, Console(width=max(Console().width, 120)))
     if not names and table is None:
         module.write_report(audited, Path("reports"))

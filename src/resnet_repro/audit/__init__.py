@@ -5,7 +5,7 @@ read only up to its size, parsed only if its sha256 is the table's, and copied i
 are the net's own in name, shape and kind.
 """
 
-from resnet_repro.audit.report import audit, judge, show, write_report
+from resnet_repro.audit.report import audit, audit_own, judge, show, write_report
 from resnet_repro.audit.table import TABLE, AuditError, Claim, Entry, Table, entries_of, load_table
 from resnet_repro.audit.weights import CACHE, load_net, obtain
 
@@ -17,6 +17,7 @@ __all__ = [
     "Entry",
     "Table",
     "audit",
+    "audit_own",
     "entries_of",
     "judge",
     "load_net",

@@ -10,28 +10,31 @@ from pydantic import Field
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
+from torch import nn
 
+from resnet_repro import pretrained
 from resnet_repro.audit.table import TABLE, Claim, Entry
 from resnet_repro.audit.weights import load_net, obtain
 from resnet_repro.data import preprocessing
 from resnet_repro.data.arrays import Arrays
 from resnet_repro.engine import ResolvedEngine, configure
-from resnet_repro.evaluation import Evaluator, batches
-from resnet_repro.evidence import write_atomically, write_json
+from resnet_repro.evaluation import Evaluator, batches, response_stds
+from resnet_repro.evidence import sha256_of, write_atomically, write_json
 from resnet_repro.models import count_parameters
 from resnet_repro.models.classifier import to_fastest_layout
-from resnet_repro.papers import NUM_PARAMETERS
-from resnet_repro.params import Section
+from resnet_repro.papers import LAST, NUM_PARAMETERS
+from resnet_repro.params import Architecture, Section
 
 INTRODUCTION = f"""\
 # Published weights, audited
 
 *Written by `resnet-repro audit`; the same as data: [audit.json](audit.json).*
 
-Weight files that other projects publish, loaded into this project's nets and evaluated on the official test \
-images with the preprocessing that they were trained with, in float32 on a CPU. Errors in percent; a claim is \
-*confirmed* if it is the measured error to two decimals, and a difference is measured minus claimed, in points. \
-Where each file is from, and its sha256, stands in [{TABLE.name}](../src/resnet_repro/audit/{TABLE.name}).
+Weight files that other projects publish, and this one's own, loaded into this project's nets and evaluated on \
+the official test images with the preprocessing that they were trained with, in float32 on a CPU. Errors in \
+percent; a claim is *confirmed* if it is the measured error to two decimals, and a difference is measured minus \
+claimed, in points. Where each of the others' files is from, \
+and its sha256, stands in [{TABLE.name}](../src/resnet_repro/audit/{TABLE.name}).
 
 """
 
@@ -47,8 +50,13 @@ class Verdict(Claim):
 class Audited(Section):
     """One file, evaluated: its row of `audit.json`."""
 
-    entry: Entry = Field(exclude=True)
+    project: str = Field(exclude=True)
+    """with its licence"""
     name: str
+    """COLLECTION/NET"""
+    file: str
+    model: str
+    """the net's name in papers.py"""
     url: str
     sha256: str
     parameters: int
@@ -56,6 +64,8 @@ class Audited(Section):
     """the exact number by the paper's description; None where papers.py has none"""
     num_test_images: int
     test_error_percent: float
+    response_stds: tuple[float, ...] | None
+    """as in a run's `Metrics`"""
     claims: tuple[Verdict, ...]
 
 
@@ -71,28 +81,76 @@ def audit(entries: Sequence[Entry], cache: Path, arrays: Arrays, files: Path | N
     Raises:
         AuditError: as `obtain` and `load_net`.
     """
-    engine = ResolvedEngine("cpu", "eager", "fp32", torch.get_num_threads(), deterministic=True)
-    configure(engine)
-    images, labels = torch.tensor(arrays.test_images), torch.tensor(arrays.test_labels).long()
     audited = []
     loaded = [(entry, load_net(entry, obtain(entry, cache, files))) for entry in entries]
     for entry, net in track(loaded, "Evaluating", console=Console(stderr=True)):
         normalizer = preprocessing.fit(entry.collection.preprocessing, arrays.train_images)
-        evaluator = Evaluator(to_fastest_layout(net, engine.torch_device), engine)
-        _, error_percent = evaluator.error(batches(images, labels, normalizer.to(engine.torch_device)))
+        measured, responses = _measure(net, normalizer, arrays, entry.file.architecture)
         result = Audited(
-            entry=entry,
+            project=f"{entry.collection.project} ({entry.collection.licence})",
             name=entry.name,
+            file=entry.file.file,
+            model=entry.file.model,
             url=entry.url,
             sha256=entry.file.sha256,
             parameters=count_parameters(net),
             published_parameters=NUM_PARAMETERS.get(entry.file.model),
-            num_test_images=len(labels),
-            test_error_percent=round(error_percent, 2),
-            claims=tuple(judge(claim, error_percent) for claim in entry.claims),
+            num_test_images=len(arrays.test_labels),
+            test_error_percent=round(measured, 2),
+            response_stds=responses,
+            claims=tuple(judge(claim, measured) for claim in entry.claims),
         )
         audited.append(result)
     return audited
+
+
+OWN = "resnet-repro"
+
+
+def audit_own(folder: Path, arrays: Arrays) -> list[Audited]:
+    """The same of what this project publishes in `folder`, against what its page prints.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    audited = []
+    for model, path in pretrained.published(folder).items():
+        classifier, metadata = pretrained.read_published(folder, model)
+        plan, metrics = metadata.plan, metadata.metrics
+        measured, responses = _measure(classifier.net, classifier.normalizer, arrays, plan.architecture)
+        printed = f"{folder.name}/{pretrained.PAGE}"
+        claims = [Claim(error_percent=metrics.test_error_percent, what=LAST, where=printed)] if metrics else []
+        result = Audited(
+            project=f"this repository, {folder.name}/ (BSD-3-Clause)",
+            name=f"{OWN}/{model}",
+            file=path.name,
+            model=model,
+            url=f"{folder.name}/{path.name}",
+            sha256=sha256_of(path),
+            parameters=plan.parameters,
+            published_parameters=NUM_PARAMETERS.get(model),
+            num_test_images=len(arrays.test_labels),
+            test_error_percent=round(measured, 2),
+            response_stds=responses,
+            claims=tuple(judge(claim, measured) for claim in claims),
+        )
+        audited.append(result)
+    return audited
+
+
+def _measure(
+    net: nn.Module, normalizer: preprocessing.Normalizer, arrays: Arrays, architecture: Architecture
+) -> tuple[float, tuple[float, ...] | None]:
+    """Test error in percent, and `response_stds` of He 2015's units."""
+    engine = ResolvedEngine("cpu", "eager", "fp32", torch.get_num_threads(), deterministic=True)
+    configure(engine)
+    images, labels = torch.tensor(arrays.test_images), torch.tensor(arrays.test_labels).long()
+    net, normalizer = to_fastest_layout(net, engine.torch_device), normalizer.to(engine.torch_device)
+    _, error_percent = Evaluator(net, engine).error(batches(images, labels, normalizer))
+    responses: tuple[float, ...] = ()
+    if architecture.is_he2015:
+        responses = response_stds(net, (seen for seen, _ in batches(images, labels, normalizer)))
+    return error_percent, responses or None
 
 
 def show(audited: Sequence[Audited], console: Console) -> None:
@@ -109,11 +167,10 @@ def write_report(audited: Sequence[Audited], out: Path) -> None:
 def _collections(audited: Sequence[Audited]) -> str:
     """A section of Markdown per collection."""
     parts = []
-    for key, group in groupby(audited, lambda each: each.entry.key):
+    for key, group in groupby(audited, lambda each: each.name.split("/")[0]):
         files = list(group)
-        collection = files[0].entry.collection
         conclusions = "\n".join(f"- {sentence}" for sentence in _conclusions(files))
-        parts += [f"## {key}", f"{collection.project} ({collection.licence}).", _table(files), conclusions]
+        parts += [f"## {key}", f"{files[0].project}.", _table(files), conclusions]
     return "\n\n".join(parts).replace("*", r"\*")  # of results/*.csv
 
 
@@ -124,7 +181,7 @@ def _table(files: Sequence[Audited]) -> str:
         count = f"{each.parameters:,}"
         if each.published_parameters not in (None, each.parameters):
             count += f" (paper: {each.published_parameters:,})"
-        row = {"weights": each.entry.file.file, "net": each.entry.file.model, "parameters": count}
+        row = {"weights": each.file, "net": each.model, "parameters": count}
         row["measured"] = f"{each.test_error_percent:.2f}"
         for claim in each.claims:
             verdict = "confirmed" if claim.confirmed else f"differs by {claim.difference_points:+.2f}"
@@ -149,7 +206,7 @@ def _conclusions(files: Sequence[Audited]) -> Iterator[str]:
     held = [source for source, verdicts in by_source.items() if all(verdict.confirmed for verdict in verdicts)]
     if held and (not_held := [source for source in by_source if source not in held]):
         which = f"{' and '.join(held)}; {' and '.join(not_held)}"
-        yield f"So these files hold the weights of {which} prints the error of other weights."
+        yield f"So these files hold the weights of {which} prints the error of other weights, or in other arithmetic."
     if known := [each for each in files if each.published_parameters is not None]:
         equal = sum(each.parameters == each.published_parameters for each in known)
         yield f"{equal} of {len(known)} nets have exactly the parameters that follow from the paper's description."
