@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from resnet_repro.evidence import RunEvidence
+from resnet_repro.evidence import Metrics, RunEvidence
 from resnet_repro.papers import Published, judged_against, paper_numbers, source_project_numbers
 from resnet_repro.reporting.judge import Rule
 from resnet_repro.reporting.load import Row, Sample
@@ -138,6 +138,7 @@ def _run(run: RunEvidence, label: str) -> dict[str, str]:
         "run": f"[{label}](runs/{run.key}/)",
         "seed": str(metrics.seed),
         "test error, %": percent(metrics.test_error_percent),
+        **other_measures(metrics),
         "steps": f"{metrics.steps:,}",
         "hours": f"{provenance.duration_seconds / 3600:.2f}",
         "images/s": f"{provenance.images_per_second:,.0f}",
@@ -145,6 +146,14 @@ def _run(run: RunEvidence, label: str) -> dict[str, str]:
         "precision": provenance.precision,
         "torch": provenance.versions.get("torch", NONE),
         "commit": f"{commit} (dirty)" if provenance.git_dirty else commit,
+    }
+
+
+def other_measures(metrics: Metrics) -> dict[str, str]:
+    """The test error of the same weights, measured otherwise than the headline."""
+    return {
+        "in training's precision": percent(metrics.training_precision_test_error_percent),
+        "population statistics": percent(metrics.population_statistics_test_error_percent),
     }
 
 
