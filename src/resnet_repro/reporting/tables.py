@@ -1,7 +1,7 @@
 """The tables of the report, as data frames of numbers' text, and the two small files for DVC."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -50,8 +50,7 @@ def comparison_table(rows: Sequence[Row], notes: Notes, rule: Rule) -> pd.DataFr
     return pd.DataFrame(
         {
             **_description(row),
-            "paper": _published(paper_numbers(row.model), notes),
-            "source project": _published(source_project_numbers(row.model), notes),
+            **_others(row, notes),
             **_ours(row),
             "difference to the paper": signed(difference_to_paper(row)),
             "verdict": headline(row, rule),
@@ -59,6 +58,23 @@ def comparison_table(rows: Sequence[Row], notes: Notes, rule: Rule) -> pd.DataFr
         }
         for row in rows
     )
+
+
+def waiting_table(rows: Iterable[Row], notes: Notes) -> pd.DataFrame:
+    """The rows that have not run: what others print."""
+    return pd.DataFrame({**_description(row), **_others(row, notes)} for row in rows)
+
+
+def main_tables(rows: Sequence[Row], rule: Rule, how_to_read: str = "") -> Iterator[str]:
+    """Markdown: the rows that have run, their notes, and the others folded with what notes they add."""
+    notes, ran, waiting = Notes(), [row for row in rows if row.runs], [row for row in rows if not row.runs]
+    if ran:
+        yield markdown(comparison_table(ran, notes, rule))
+        yield from filter(None, [how_to_read, "<br>\n".join(notes.lines())])
+    above = len(notes.lines())
+    if waiting:
+        blocks = [markdown(waiting_table(waiting, notes)), "<br>\n".join(notes.lines()[above:])]
+        yield details(f"Not run yet: {len(waiting)} of {len(rows)} rows", *filter(None, blocks))
 
 
 def short_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -109,8 +125,21 @@ def markdown(table: pd.DataFrame) -> str:
     return str(table.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=alignment))
 
 
+def details(summary: str, *blocks: str) -> str:
+    """Blocks of Markdown, folded."""
+    content = "\n\n".join(blocks)
+    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+
+
 def _description(row: Row) -> dict[str, str]:
     return {"model": row.model, "layers": str(row.plan.layers), "parameters": f"{row.plan.parameters:,}"}
+
+
+def _others(row: Row, notes: Notes) -> dict[str, str]:
+    return {
+        "paper": _published(paper_numbers(row.model), notes),
+        "source project": _published(source_project_numbers(row.model), notes),
+    }
 
 
 def _ours(row: Row) -> dict[str, str]:
