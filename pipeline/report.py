@@ -1,8 +1,8 @@
 """Write the report: python pipeline/report.py OUT
 
-Reads   params.yaml, plans/, reports/runs/, reports/data/
-Writes  OUT/README.md, verdicts.md, claims.md, checklist.md, models/, figures/, metrics.json,
-        curves.csv
+Reads   params.yaml, plans/, reports/runs/, reports/data/, reports/audit.json
+Writes  OUT/README.md, verdicts.md, claims.md, reproductions.md, checklist.md, models/, figures/,
+        metrics.json, curves.csv
 """
 
 from pathlib import Path

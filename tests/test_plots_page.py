@@ -24,8 +24,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This repository as somebody else has just cloned it."""
     clone = tmp_path_factory.mktemp("plots") / "clone"
     copy_sources(REPOSITORY, clone)
-    for name in ("params.yaml", "reports"):  # which a demo has of its own
-        (shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy)(REPOSITORY / name, clone / name)
+    shutil.copy(REPOSITORY / "params.yaml", clone)  # which a demo has of its own, as it has reports/
+    shutil.copytree(REPOSITORY / "reports", clone / "reports", dirs_exist_ok=True)
     for command in (
         "git init --quiet",
         "git add --all",

@@ -9,6 +9,7 @@ import pytest
 import resnet_repro
 from resnet_repro import params
 from resnet_repro.papers import SOURCE_PROJECTS
+from resnet_repro.reproductions import REPRODUCTIONS, reproductions_of
 from resnet_repro.seed_spread import seed_spreads
 
 MODELS = params.load(Path(__file__).parents[1] / "params.yaml").models
@@ -52,6 +53,19 @@ def test_nets_under_a_wrong_name_are_marked(project: str, model: str, errors: se
     marked = TABLE[TABLE.mislabelled.notna()]
     assert set(marked[(marked.project == project) & (marked.model == model)].error_percent) == errors
     assert len(marked) == 5
+
+
+def test_numbers_are_read_as_they_stand() -> None:
+    assert [number.error_percent for number in REPRODUCTIONS] == list(TABLE.error_percent)
+    assert [number.mislabelled for number in REPRODUCTIONS] == list(TABLE.mislabelled.fillna(""))
+    assert {number.link for number in reproductions_of("wrn16_8")} == set(TABLE.link[TABLE.model == "wrn16_8"])
+
+
+def test_faithful_is_the_last_epoch_of_the_papers_recipe() -> None:
+    faithful = [(number.model, number.error_percent) for number in REPRODUCTIONS if number.is_faithful]
+    plain = [("plain20", 9.57), ("plain20", 9.35), ("plain56", 12.32)]
+    residual = [("resnet20", 8.39), ("resnet20", 8.51), ("resnet20", 8.23), ("resnet56", 7.45), ("resnet56", 7.13)]
+    assert faithful == [*plain, *residual, ("wrn16_8", 4.40)]
 
 
 def test_spreads_are_those_of_seed_spreads() -> None:

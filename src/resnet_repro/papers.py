@@ -61,7 +61,7 @@ class Published:
     note: str = ""
 
 
-def _table(name: str) -> list[dict[str, str]]:
+def read_table(name: str) -> list[dict[str, str]]:
     """The lines of a CSV file beside this module, without their empty cells."""
     with Path(__file__).with_name(name).open(encoding="utf-8", newline="") as file:
         return [{column: cell for column, cell in line.items() if cell} for line in csv.DictReader(file)]
@@ -69,10 +69,10 @@ def _table(name: str) -> list[dict[str, str]]:
 
 _NUMBERS = TypeAdapter(tuple[Published, ...])
 
-PAPERS = _NUMBERS.validate_python(_table("papers.csv"))
+PAPERS = _NUMBERS.validate_python(read_table("papers.csv"))
 """What the papers print, or what was read off their figures."""
 
-SOURCE_PROJECTS = _NUMBERS.validate_python(_table("source_projects.csv"))
+SOURCE_PROJECTS = _NUMBERS.validate_python(read_table("source_projects.csv"))
 """What the two source projects print.
 
 a-martyn: beside the papers' rows, and what the rows of its own recipe are measured against. Its README prints the
@@ -84,7 +84,7 @@ FIGURE_6_END = {number.model: number.value for number in PAPERS if number.statis
 """Where the test curves of He 2015, Figure 6 end, in percent, measured on its image: ±0.1. Two independent readings
 differ by at most 0.08, and those of the residual nets from Table 6 by at most 0.09."""
 
-_COUNTS = _table("parameter_counts.csv")
+_COUNTS = read_table("parameter_counts.csv")
 NUM_PARAMETERS = {line["model"]: int(line["parameters"]) for line in _COUNTS}
 """Exact counts, derived from the papers' descriptions; 164 and 40-4 also stand in Zagoruyko's logs."""
 PRINTED_MILLIONS_OF_PARAMETERS = {

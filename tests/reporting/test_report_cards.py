@@ -22,6 +22,7 @@ def test_a_card_says_what_was_trained_how_and_with_what_result(evidence: Evidenc
     assert "6.93 to" not in card  # 1,000 images here, so wider than with 10,000
     assert "He 2015, Table 6" in card  # the printed numbers and their verdicts
     assert "../runs/resnet20-3/" in card
+    assert re.search(r"test error, % \| +in training's precision \| +population statistics", card)
 
 
 def test_the_cost_of_training_is_steps_times_images_times_the_nets_operations(evidence: Evidence) -> None:
@@ -36,4 +37,4 @@ def test_the_checklist_counts_what_was_run(evidence: Evidence) -> None:
     assert "8 of 10 planned" in text
     assert "12.0 hours in all" in text  # eight runs of an hour and a half
     assert "NVIDIA H100 80GB HBM3 (bf16): 7 runs" in text
-    assert "±0.3 points, alpha 0.05" in text
+    assert "±0.3 points, alpha 0.025 a look" in text

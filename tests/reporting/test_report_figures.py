@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resnet_repro.papers import FIGURE_6_END
+from resnet_repro.params import load as load_params
 from resnet_repro.reporting.figures import (
     STYLE,
     Effect,
@@ -25,13 +26,15 @@ from resnet_repro.reporting.figures import (
     figure6_rows,
     learning_curve,
     learning_curves,
+    reproduction_strips,
     sample_images,
-    seed_distribution,
 )
 from resnet_repro.reporting.figures.errors import short_name
-from resnet_repro.reporting.load import Row, load
-from resnet_repro.statistics import describe
-from synthetic import CLASSES, FakeRun, write_workspace
+from resnet_repro.reporting.judge import Rule
+from resnet_repro.reporting.load import Row, Weights, load
+from resnet_repro.reporting.verdicts import verdicts
+from resnet_repro.reproductions import reproductions_of
+from synthetic import CLASSES, REPOSITORY, FakeRun, write_workspace
 
 
 @pytest.fixture(scope="module")
@@ -226,29 +229,117 @@ def test_a_name_beside_a_point_leaves_out_its_family(name: str, short: str) -> N
     assert short_name(name) == short
 
 
-def test_seeds_shows_every_run_its_interval_and_what_is_printed(many: list[Row]) -> None:
-    (axes,) = seed_distribution([*many, Row("wrn28_10", many[-1].plan)]).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [row.name for row in many]
-    runs = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "o"]
-    assert [tuple(values) for values in runs] == [row.test_error.values for row in many if row.model != "plain110"]
-    (band,) = axes.patches
-    interval = describe((8.5, 8.6, 8.7)).interval
-    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx(interval)
-    assert texts(axes)[many.index(next(row for row in many if row.model == "plain110"))] == "72.00  (n = 1)"
+AUDITED = (Weights("a-martyn", "plain56", 13.07), Weights("a-martyn", "wrn99", 1.0))
 
 
-def test_seeds_fills_the_number_that_is_judged(many: list[Row]) -> None:
-    (axes,) = seed_distribution(many).axes
-    diamonds: dict[str, list[tuple[float, str]]] = {}
-    for line in axes.get_lines():
-        if line.get_marker() == "D":
-            model = many[round(line.get_ydata()[0] + 0.27)].model
-            diamonds.setdefault(model, []).append((line.get_xdata()[0], to_hex(line.get_markerfacecolor())))
-    judged, beside = "#000000", "#ffffff"
-    assert diamonds["resnet110"] == [(6.61, judged), (6.43, beside)]  # mean and best of five
-    assert diamonds["wrn16_4"] == [(5.02, judged), (5.55, beside)]
-    assert diamonds["resnet20_a_martyn"] == [(8.04, judged), (8.0, beside)]  # no paper has it: the project's own
-    assert "plain110" not in diamonds  # a bound
+@pytest.fixture(scope="module")
+def strips(many: list[Row], rule: Rule) -> Figure:
+    return reproduction_strips(
+        [*many, Row("wrn28_10", many[-1].plan.model_copy(update={"model": "wrn28_10"}))], AUDITED, rule
+    )
+
+
+@pytest.fixture(scope="module")
+def rule(many: list[Row]) -> Rule:
+    return rule_of(many)
+
+
+def rule_of(rows: list[Row]) -> Rule:
+    return Rule.of(rows, load_params(REPOSITORY / "params.yaml").verdicts)
+
+
+def names_and_edges(axes: Axes) -> tuple[list[str], list[float]]:
+    """The rows of a panel of strips, and the strips' edges."""
+    models = {"wrn28_10", *(run.model for run in RUNS)}
+    names = [text.get_text() for text in axes.texts if text.get_text() in models]
+    return names, [line.get_ydata()[0] for line in axes.get_lines() if line.get_linewidth() == 0.6]
+
+
+def marks_by_row(figure: Figure) -> dict[str, list[tuple[str, bool, float]]]:
+    """(marker, filled, x) of every mark, by the row in whose strip it lies."""
+    found: dict[str, list[tuple[str, bool, float]]] = {}
+    for axes in figure.axes:
+        names, edges = names_and_edges(axes)
+        for line in axes.get_lines():
+            if line.get_marker() != "None":
+                filled = to_hex(line.get_markerfacecolor()) != "#ffffff"
+                name = names[int(np.searchsorted(edges, line.get_ydata()[0])) - 1]
+                found.setdefault(name, []).extend((line.get_marker(), filled, x) for x in line.get_xdata())
+    return found
+
+
+def test_strips_have_a_panel_for_each_kind_in_the_tables_order(strips: Figure) -> None:
+    assert [names_and_edges(axes)[0] for axes in strips.axes] == [
+        ["plain20", "plain56", "plain110"],
+        ["resnet20", "resnet20_a_martyn", "resnet110", "original164"],
+        ["preact110", "preact164", "wrn16_4", "wrn28_10"],
+    ]
+    titles = [text.get_text() for axes in strips.axes for text in axes.texts if text.get_fontweight() == "bold"]
+    assert [title for title in titles if title[0].isalpha()] == ["plain", "residual", "pre-activation and wide"]
+
+
+def test_strips_show_every_number_once_at_its_place(strips: Figure) -> None:
+    marks = marks_by_row(strips)
+    printed, also = ("D", False), ("D", False)
+    last, chosen, audited, faithful, otherwise = ("v", True), ("v", False), ("s", True), ("o", True), ("o", False)
+    ours = ("o", True)
+    assert sorted(marks["plain56"]) == sorted(
+        [
+            (*printed, 13.24),
+            (*chosen, 12.76),
+            (*last, 13.07),
+            (*audited, 13.07),
+            (*faithful, 12.32),
+            *((*otherwise, x) for x in (12.95, 12.03, 15.39, 14.74)),
+            (*ours, 13.0),
+        ]
+    )
+    assert sorted(marks["wrn28_10"]) == sorted([(*printed, 4.0), *((*otherwise, x) for x in (3.79, 4.0, 4.03))])
+    for model in ("resnet20", "resnet110", "original164", "preact110", "preact164"):
+        others = [x for marker, filled, x in marks[model] if marker == "o"]
+        runs = {"resnet20": [8.5, 8.6, 8.7], "resnet110": [6.7], "original164": [5.9], "preact110": [6.3]}
+        known = [number.error_percent for number in reproductions_of(model) if not number.mislabelled]
+        assert sorted(others) == sorted([*known, *runs.get(model, [5.5])])
+    assert (*printed, 6.61) in marks["resnet110"]
+    assert (*also, 6.43) in marks["resnet110"]  # the best of five
+    assert 5.90 not in [x for _, _, x in marks["preact164"]]  # of a smaller net
+    assert marks["plain110"] == [(">", True, strips.axes[0].get_xlim()[1])]  # far off, and only a bound is printed
+
+
+def test_strips_show_the_interval_of_the_rule_and_the_margin(strips: Figure, many: list[Row], rule: Rule) -> None:
+    axes = strips.axes[1]
+    intervals = [line.get_xdata() for line in axes.get_lines() if line.get_linewidth() == 4.5]
+    (row,) = [row for row in many if row.model == "resnet20"]
+    verdict = next(verdict for verdict in verdicts([row], rule) if verdict.published.value == 8.75)
+    assert intervals[0] == pytest.approx([8.75 + end for end in verdict.wide.interval])
+    margins = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
+    assert margins[0] == pytest.approx((8.45, 9.05))
+    assert margins[1] == pytest.approx((7.74, 8.34))  # no paper has it: the project's own last epoch
+
+
+def test_no_mark_of_a_strip_hides_another_or_leaves_its_strip(strips: Figure) -> None:
+    strips.draw_without_rendering()
+    for axes in strips.axes:
+        _, edges = names_and_edges(axes)
+        lines = [line for line in axes.get_lines() if line.get_marker() in "Dvso" and len(line.get_xdata()) == 1]
+        places = np.array([(line.get_xdata()[0], line.get_ydata()[0]) for line in lines])
+        pixels = axes.transData.transform(places) * 72 / strips.dpi  # in points
+        distances = np.linalg.norm(pixels[:, None] - pixels[None], axis=2)[~np.eye(len(pixels), dtype=bool)]
+        assert distances.min() > 7.9
+        nearest_edge = np.abs(places[:, 1, None] - np.array(edges)[None]).min(axis=1)
+        assert nearest_edge.min() > 5
+
+
+def test_strips_say_what_is_printed_and_what_is_ours(strips: Figure) -> None:
+    said = [text.get_text() for axes in strips.axes for text in axes.texts]
+    assert {"8.75, single run", "5.02, median of 5", ">60.00, read off Figure 6"} <= {
+        *said
+    } or "8.75, single run" in said
+    assert said[said.index("resnet20") + 2 :][:2] == ["8.60", "ours, 3 runs"]
+    assert said.count("not run yet") == 1
+    labels = [text.get_text() for text in strips.legends[0].get_texts()]
+    assert labels[-2:] == ["printed ± 0.3 points", "our runs, 95% interval of the mean"]
+    assert len(labels) == 9
 
 
 def test_learning_curves_have_a_panel_a_row_on_one_scale(many: list[Row]) -> None:
@@ -306,11 +397,13 @@ def test_forest_draws_intervals_zero_and_the_margin() -> None:
     [
         error_against_depth,
         lambda rows: error_against_size(rows, {row.model: float(row.plan.parameters) for row in rows}),
-        seed_distribution,
+        lambda rows: reproduction_strips(
+            rows, AUDITED, Rule.of(rows, load_params(REPOSITORY / "params.yaml").verdicts)
+        ),
         learning_curves,
         lambda rows: ablation_forest(EFFECTS, 0.3),
     ],
-    ids=["depth", "size", "seeds", "curves", "forest"],
+    ids=["depth", "size", "reproductions", "curves", "forest"],
 )
 def test_a_figure_is_the_same_bytes_again(many: list[Row], draw: Callable[[list[Row]], Figure]) -> None:
     def svg() -> bytes:

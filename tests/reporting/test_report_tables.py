@@ -1,15 +1,19 @@
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from resnet_repro.evidence import read_history
+from resnet_repro.reporting.judge import Rule
 from resnet_repro.reporting.load import Evidence, load
 from resnet_repro.reporting.tables import (
     Notes,
     comparison_table,
     difference_to_paper,
+    main_tables,
     metrics,
     run_table,
     short_table,
@@ -22,9 +26,13 @@ def evidence(workspace: Path) -> Evidence:
     return load(workspace)
 
 
+def rule_of(evidence: Evidence) -> Rule:
+    return Rule.of(evidence.rows, evidence.params.verdicts)
+
+
 @pytest.fixture(scope="module")
 def table(evidence: Evidence) -> pd.DataFrame:
-    return comparison_table(evidence.full, Notes(), evidence.params.verdicts).set_index("model")
+    return comparison_table(evidence.full, Notes(), rule_of(evidence)).set_index("model")
 
 
 def test_a_row_of_three_seeds(table: pd.DataFrame) -> None:
@@ -38,7 +46,7 @@ def test_a_row_of_three_seeds(table: pd.DataFrame) -> None:
     assert row["SD"] == "0.10"
     assert row["seeds"] == "3"
     assert row["lowest epoch"] == "8.40"
-    assert row["verdict"] == "not enough runs to say"
+    assert row["verdict"] == "±1 reproduced (n = 3, published spread)"
     assert row["best-validation epoch"] == "–"
     assert row["difference to the paper"] == "-0.15"
     assert (row["precision"], row["device"]) == ("bf16", "cuda")
@@ -85,14 +93,34 @@ def test_other_numbers_of_a_paper_stand_beside_the_one_judged_against(table: pd.
 
 def test_every_letter_has_its_note(evidence: Evidence) -> None:
     notes = Notes()
-    cells = (
-        comparison_table(evidence.full, notes, evidence.params.verdicts)[["paper", "source project"]].to_numpy().ravel()
-    )
+    cells = comparison_table(evidence.full, notes, rule_of(evidence))[["paper", "source project"]].to_numpy().ravel()
     lines = notes.lines()
     marks = {part.split("</sup>")[0] for cell in cells for part in cell.split("<sup>")[1:]}
     assert marks == {line.removeprefix("<sup>").split("</sup>")[0] for line in lines}
     assert "<sup>a</sup> He 2015, Table 6: single run, last iteration (inferred)" in lines
     assert any("second-hand" in line for line in lines)
+
+
+def test_rows_that_have_not_run_are_folded_away_with_their_own_notes(evidence: Evidence) -> None:
+    main, how_to_read, above, folded = main_tables(evidence.full, rule_of(evidence), "How to read it.")
+    waiting = ["resnet110", "wrn16_4"]
+    assert how_to_read == "How to read it."
+    assert [model for model in waiting if model in main] == []
+    assert folded.startswith(f"<details><summary>Not run yet: 2 of {len(evidence.full)} rows</summary>")
+    lines = folded.splitlines()
+    assert re.findall(r"^\| (\w+)", folded, re.MULTILINE) == ["model", *waiting]
+    assert re.split(r" *\| *", lines[2].strip("| ")) == ["model", "layers", "parameters", "paper", "source project"]
+    for text, notes in ((main, above), (folded, above + folded)):
+        used = set(re.findall(r"\d<sup>(\w+)</sup>", text))
+        assert used <= set(re.findall(r"^<sup>(\w+)</sup>", notes, re.MULTILINE))
+    assert not set(above.splitlines()) & set(lines)
+
+
+def test_the_tables_without_waiting_rows_and_without_runs(evidence: Evidence) -> None:
+    ran = [row for row in evidence.full if row.runs]
+    assert len(list(main_tables(ran, rule_of(evidence)))) == 2
+    (folded,) = main_tables([row for row in evidence.full if not row.runs], rule_of(evidence))
+    assert folded.startswith("<details>")
 
 
 def test_more_than_26_notes_have_distinct_letters() -> None:
@@ -107,7 +135,7 @@ def test_a_bound_is_no_number_to_differ_from(tmp_path: Path) -> None:
     evidence = load(write_workspace(tmp_path, [FakeRun("plain110", 1, 65.0)]))
     (row,) = evidence.rows
     assert difference_to_paper(row) is None
-    assert comparison_table([row], Notes(), evidence.params.verdicts).loc[0, "paper"].startswith(">60.00<sup>")
+    assert comparison_table([row], Notes(), rule_of(evidence)).loc[0, "paper"].startswith(">60.00<sup>")
 
 
 def test_short_schedules_stand_apart_without_published_numbers(evidence: Evidence, table: pd.DataFrame) -> None:
@@ -124,10 +152,19 @@ def test_each_run_can_be_followed_to_its_files(evidence: Evidence) -> None:
     assert len(table) == 8
     row = table.set_index("run").loc["[resnet20-1](runs/resnet20-1/)"]
     assert row["steps"] == "64,000"
+    assert (row["in training's precision"], row["population statistics"]) == ("–", "–")
     assert row["hours"] == "1.50"
     assert row["images/s"] == "12,346"
     assert row["device"] == "NVIDIA H100 80GB HBM3"
     assert row["commit"] == "0123456789"
+
+
+def test_a_run_shows_how_else_its_weights_were_measured(evidence: Evidence) -> None:
+    errors = {"training_precision_test_error_percent": 8.42, "population_statistics_test_error_percent": 8.6}
+    run = evidence.runs[0]
+    run = replace(run, metrics=run.metrics.model_copy(update=errors))
+    row = run_table([run], []).iloc[0]
+    assert (row["in training's precision"], row["population statistics"]) == ("8.42", "8.60")
 
 
 def test_metrics_of_the_rows_that_ran(evidence: Evidence, report: Path) -> None:

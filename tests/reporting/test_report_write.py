@@ -5,14 +5,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
 from resnet_repro.checkpoint import Checkpoint, CheckpointStore
+from resnet_repro.errors import ReproError
 from resnet_repro.reporting import write_ablations, write_report
+from resnet_repro.reporting.write import update_readme
+from resnet_repro.reproductions import REPRODUCTIONS
 from synthetic import REPOSITORY, FakeRun, write_workspace
 
-PAGES = ("README.md", "verdicts.md", "claims.md", "checklist.md", "models/README.md", "models/resnet20.md")
+PAGES = (
+    "README.md",
+    "verdicts.md",
+    "claims.md",
+    "reproductions.md",
+    "checklist.md",
+    "models/README.md",
+    "models/resnet20.md",
+)
 
 
 def contents(report: Path) -> dict[str, bytes]:
@@ -51,7 +63,7 @@ def test_every_figure_is_a_picture_in_both_formats(report: Path) -> None:
         "figure6_short",
         "depth",
         "size",
-        "seeds",
+        "reproductions",
         "curves",
         "sample_images",
         "curves_preact110",
@@ -74,17 +86,23 @@ def test_figures_carry_no_date(report: Path) -> None:
 
 def test_all_links_of_the_readme_lead_somewhere(report: Path) -> None:
     write_ablations(report.parent, report / "ablations")
+    links_of_others = {number.link for number in REPRODUCTIONS}
     links = {page: re.findall(r"\]\(([^)]+)\)", (report / page).read_text()) for page in PAGES}
-    assert len(links["README.md"]) == 11 * 2 + 4 + 6  # figures in two formats, runs, pages
-    outside = {"../docs/assumptions.md"}
+    assert len(links["README.md"]) == 11 * 2 + 4 + 8  # figures in two formats, runs, pages
+    outside = {
+        "../docs/assumptions.md",
+        "../docs/explanation.md#what-few-runs-may-say",
+        "../src/resnet_repro/reproductions.csv",
+        "audit.md",
+    }
     broken = [
         (page, link)
         for page, found in links.items()
         for link in found
-        if link not in outside and not ((report / page).parent / link).exists()
+        if link not in outside | links_of_others and not ((report / page).parent / link).exists()
     ]
     assert broken == []
-    assert (REPOSITORY / "docs/assumptions.md").is_file()
+    assert all((REPOSITORY / "reports" / link.partition("#")[0]).is_file() for link in outside)
 
 
 def test_every_figure_is_in_the_readme(report: Path) -> None:
@@ -103,9 +121,64 @@ def test_published_numbers_stand_only_above_the_short_table(report: Path) -> Non
 def test_a_table_before_any_run(tmp_path: Path) -> None:
     write_workspace(tmp_path, [], not_run=[FakeRun("resnet20"), FakeRun("wrn16_4")])
     write_report(tmp_path, tmp_path / "reports")
-    assert (tmp_path / "reports/README.md").read_text().count("not run |") == 4  # error and verdict
+    text = (tmp_path / "reports/README.md").read_text()
+    assert "Not run yet: 2 of 2 rows" in text
+    assert "last epoch, mean" not in text
     assert (tmp_path / "reports/metrics.json").read_text() == "{}\n"
     assert (tmp_path / "reports/curves.csv").read_text().startswith("model,run,seed,epoch,step,")
+
+
+def test_the_page_of_reproductions_has_every_number_and_folds_what_has_not_run(report: Path) -> None:
+    text = (report / "reproductions.md").read_text()
+    shown = re.findall(r"^\| \[([^]]+)\]\(([^)]+)\) +\| +([\d.]+)", text, re.MULTILINE)
+    assert sorted((project, link, float(error)) for project, link, error in shown) == sorted(
+        (number.project, number.link, float(f"{number.error_percent:.2f}")) for number in REPRODUCTIONS
+    )
+    assert re.findall("^## (.+)", text, re.MULTILINE) == [
+        "resnet20",
+        "preact110",
+        "Rows that have not run here",
+        "Nets that are no row here",
+    ]
+    open_part, folded = text.split("## Rows that have not run here")
+    assert "<details>" not in open_part
+    assert re.search(
+        r"\*\*this repository\*\* +\| +8\.60 ± 0\.14 +\| mean of 2 .* 95% interval by the first 1 7\.\d\d to 9",
+        open_part,
+    )
+    assert "<summary>wrn16_4: printed 5.02</summary>" in folded
+    assert "<summary>preact164: printed 5.46; 0" not in folded
+    assert "<summary>plain32: printed 10.11; 2 by others, 11.15 to 13.04</summary>" in folded
+    assert folded.count("**another net**") == 5
+
+
+def test_audited_weights_stand_beside_the_others(tmp_path: Path) -> None:
+    write_workspace(tmp_path, [FakeRun("resnet20")])
+    shutil.copy(REPOSITORY / "reports/audit.json", tmp_path / "reports")
+    write_report(tmp_path, tmp_path / "reports")
+    text = (tmp_path / "reports/reproductions.md").read_text()
+    assert re.search(r"weights of a-martyn, \[audited\]\(audit\.md\) +\| +8\.04 ", text)
+    (tmp_path / "reports/audit.json").write_text("{}")
+    with pytest.raises(ReproError, match=r"audit\.json cannot be read .* `resnet-repro audit` writes it anew"):
+        write_report(tmp_path, tmp_path / "reports")
+
+
+def test_the_readme_leads_with_the_rows_that_have_run(tmp_path: Path) -> None:
+    write_workspace(tmp_path, [FakeRun("resnet20")], not_run=[FakeRun("wrn16_4")])
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
+    update_readme(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    before, marked = text.split("<!-- table: written by `make lock` -->\n")
+    marked, after = marked.split("<!-- /table -->")
+    assert before + after == re.sub(
+        "<!-- table.*/table -->", "", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL
+    )
+    table, folded = marked.split("<details>")
+    assert table.startswith("| model ")
+    assert "| resnet20 " in table
+    assert "wrn16_4" not in table
+    assert "| wrn16_4 " in folded
+    assert "resnet20" not in folded
 
 
 def test_a_partial_report_says_what_becomes_of_the_missing_runs(tmp_path: Path) -> None:

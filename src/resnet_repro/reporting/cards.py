@@ -10,7 +10,7 @@ from resnet_repro.evidence import RunEvidence
 from resnet_repro.models import count_flops
 from resnet_repro.reporting.judge import Rule
 from resnet_repro.reporting.load import Evidence, Row
-from resnet_repro.reporting.tables import NONE, WRITTEN, markdown, percent
+from resnet_repro.reporting.tables import NONE, WRITTEN, markdown, other_measures, percent
 from resnet_repro.reporting.verdicts import verdict_table, verdicts
 from resnet_repro.statistics import describe, wilson
 
@@ -104,6 +104,7 @@ def _run(run: RunEvidence) -> dict[str, str]:
     return {
         "run": f"[{run.key}](../runs/{run.key}/)",
         "test error, %": percent(run.metrics.test_error_percent),
+        **other_measures(run.metrics),
         "hours": f"{provenance.duration_seconds / 3600:.2f}",
         "device": provenance.machine,
         "weights, sha256": f"`{provenance.weights_sha256}`",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from resnet_repro.params import Prior, Verdicts
 from resnet_repro.reporting.load import Row
-from resnet_repro.statistics import PriorCheck, Spread, at_look, check_prior, seed_spread
+from resnet_repro.statistics import Interval, PriorCheck, Spread, at_look, check_prior, equivalence, seed_spread
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Rule:
 
     def spread(self, *samples: Sequence[float]) -> Spread | None:
         return seed_spread(samples, self.prior)
+
+    def interval(self, values: Sequence[float]) -> Interval | None:
+        """Of the mean, by the runs that count today; None where no spread is known."""
+        judged = self.judged(values)
+        return equivalence(judged, 0.0, 0.0, self.settings.alpha, self.spread(judged)).interval if judged else None
 
     def next_look(self, runs: int) -> int | None:
         """The number of runs at which more can be said; None after the last look."""

@@ -1,5 +1,6 @@
 """What the report is made of: the committed evidence, grouped into the rows of its tables."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,6 +80,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Published weights, as `resnet-repro audit` measured them."""
+
+    collection: str
+    model: str
+    test_error_percent: float
+
+
+@dataclass(frozen=True)
 class Evidence:
     rows: tuple[Row, ...]
     """in the order in which `params.yaml` first names each model under `runs`"""
@@ -88,6 +98,8 @@ class Evidence:
     """runs of another plan than today's; they are in no row"""
     data_card: DataCard
     params: Params
+    weights: tuple[Weights, ...]
+    """none where nothing was audited"""
 
     @property
     def full(self) -> tuple[Row, ...]:
@@ -104,7 +116,7 @@ class Evidence:
 
 
 def load(workspace: Path, ablations: bool = False) -> Evidence:
-    """Read `params.yaml`, `plans/`, `reports/runs/` and `reports/data/` of a workspace.
+    """Read `params.yaml`, `plans/`, `reports/runs/`, `reports/data/` and `reports/audit.json` of a workspace.
 
     Folders of runs that `params.yaml` does not name are ignored.
 
@@ -122,7 +134,9 @@ def load(workspace: Path, ablations: bool = False) -> Evidence:
         others, old = _read(workspace, tree.ablations, workspace / "reports" / "ablations" / "runs")
         outdated += old
     card = _reading(workspace / "reports" / "data", "dvc repro prepare", DataCard.read)
-    return Evidence(rows, others, outdated, card, tree)
+    audit = workspace / "reports" / "audit.json"
+    weights = _reading(audit, "resnet-repro audit", _weights) if audit.exists() else ()
+    return Evidence(rows, others, outdated, card, tree, weights)
 
 
 def _read(workspace: Path, runs: Mapping[str, Run], folder: Path) -> tuple[tuple[Row, ...], tuple[RunEvidence, ...]]:
@@ -163,6 +177,13 @@ def _run(folder: Path, run: Run) -> RunEvidence:
         found = f"{metrics.model} with seed {metrics.seed}"
         raise ReproError(f"{folder} holds {found}, not {run.model} with seed {run.seed}; mend it with `{mend}`")
     return evidence
+
+
+def _weights(path: Path) -> tuple[Weights, ...]:
+    files = json.loads(path.read_text(encoding="utf-8"))["weights"]
+    names = [file["name"].partition("/") for file in files]  # COLLECTION/MODEL
+    errors = [file["test_error_percent"] for file in files]
+    return tuple(Weights(name[0], name[2], error) for name, error in zip(names, errors, strict=True))
 
 
 def _reading(path: Path, mend: str, read: Callable[[Path], T]) -> T:

@@ -1,12 +1,12 @@
 """The tables of the report, as data frames of numbers' text, and the two small files for DVC."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
-from resnet_repro.evidence import RunEvidence
+from resnet_repro.evidence import Metrics, RunEvidence
 from resnet_repro.papers import Published, judged_against, paper_numbers, source_project_numbers
 from resnet_repro.reporting.judge import Rule
 from resnet_repro.reporting.load import Row, Sample
@@ -50,8 +50,7 @@ def comparison_table(rows: Sequence[Row], notes: Notes, rule: Rule) -> pd.DataFr
     return pd.DataFrame(
         {
             **_description(row),
-            "paper": _published(paper_numbers(row.model), notes),
-            "source project": _published(source_project_numbers(row.model), notes),
+            **_others(row, notes),
             **_ours(row),
             "difference to the paper": signed(difference_to_paper(row)),
             "verdict": headline(row, rule),
@@ -59,6 +58,23 @@ def comparison_table(rows: Sequence[Row], notes: Notes, rule: Rule) -> pd.DataFr
         }
         for row in rows
     )
+
+
+def waiting_table(rows: Iterable[Row], notes: Notes) -> pd.DataFrame:
+    """The rows that have not run: what others print."""
+    return pd.DataFrame({**_description(row), **_others(row, notes)} for row in rows)
+
+
+def main_tables(rows: Sequence[Row], rule: Rule, how_to_read: str = "") -> Iterator[str]:
+    """Markdown: the rows that have run, their notes, and the others folded with what notes they add."""
+    notes, ran, waiting = Notes(), [row for row in rows if row.runs], [row for row in rows if not row.runs]
+    if ran:
+        yield markdown(comparison_table(ran, notes, rule))
+        yield from filter(None, [how_to_read, "<br>\n".join(notes.lines())])
+    above = len(notes.lines())
+    if waiting:
+        blocks = [markdown(waiting_table(waiting, notes)), "<br>\n".join(notes.lines()[above:])]
+        yield details(f"Not run yet: {len(waiting)} of {len(rows)} rows", *filter(None, blocks))
 
 
 def short_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -109,8 +125,21 @@ def markdown(table: pd.DataFrame) -> str:
     return str(table.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=alignment))
 
 
+def details(summary: str, *blocks: str) -> str:
+    """Blocks of Markdown, folded."""
+    content = "\n\n".join(blocks)
+    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+
+
 def _description(row: Row) -> dict[str, str]:
     return {"model": row.model, "layers": str(row.plan.layers), "parameters": f"{row.plan.parameters:,}"}
+
+
+def _others(row: Row, notes: Notes) -> dict[str, str]:
+    return {
+        "paper": _published(paper_numbers(row.model), notes),
+        "source project": _published(source_project_numbers(row.model), notes),
+    }
 
 
 def _ours(row: Row) -> dict[str, str]:
@@ -138,6 +167,7 @@ def _run(run: RunEvidence, label: str) -> dict[str, str]:
         "run": f"[{label}](runs/{run.key}/)",
         "seed": str(metrics.seed),
         "test error, %": percent(metrics.test_error_percent),
+        **other_measures(metrics),
         "steps": f"{metrics.steps:,}",
         "hours": f"{provenance.duration_seconds / 3600:.2f}",
         "images/s": f"{provenance.images_per_second:,.0f}",
@@ -145,6 +175,14 @@ def _run(run: RunEvidence, label: str) -> dict[str, str]:
         "precision": provenance.precision,
         "torch": provenance.versions.get("torch", NONE),
         "commit": f"{commit} (dirty)" if provenance.git_dirty else commit,
+    }
+
+
+def other_measures(metrics: Metrics) -> dict[str, str]:
+    """The test error of the same weights, measured otherwise than the headline."""
+    return {
+        "in training's precision": percent(metrics.training_precision_test_error_percent),
+        "population statistics": percent(metrics.population_statistics_test_error_percent),
     }
 
 

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from resnet_repro.claims import CLAIMS, Claim
 from resnet_repro.evidence import replacing, write_atomically
-from resnet_repro.reporting import ablations, cards, claims, data_card, figures, tables, verdicts
+from resnet_repro.reporting import ablations, cards, claims, data_card, figures, reproductions, tables, verdicts
 from resnet_repro.reporting.judge import Rule
 from resnet_repro.reporting.load import Evidence, Row, load
 
-FIGURES, MODELS = "figures", "models"
+FIGURES, MODELS, REPRODUCTIONS = "figures", "models", "reproductions"
 
 
 def write_report(workspace: Path, out: Path, states: Mapping[str, str] | None = None) -> None:
@@ -61,6 +61,9 @@ def write_ablations(workspace: Path, out: Path) -> None:
 def figures_of(evidence: Evidence) -> Iterator[tuple[str, Figure]]:
     """(file name without suffix, figure), in the report's order."""
     card = evidence.data_card
+    if evidence.full:
+        rule = Rule.of(evidence.rows, evidence.params.verdicts)
+        yield REPRODUCTIONS, figures.reproduction_strips(evidence.full, evidence.weights, rule)
     if any(map(figures.is_in_figure6, evidence.full)):
         yield "figure6", figures.figure6(evidence.full)
     if figures.figure6_rows(evidence.short):
@@ -69,7 +72,6 @@ def figures_of(evidence: Evidence) -> Iterator[tuple[str, Figure]]:
         flops = {row.model: cards.training_flops(row, card.splits["train"].num_images) for row in evidence.full}
         yield "depth", figures.error_against_depth(measured)
         yield "size", figures.error_against_size(measured, flops)
-        yield "seeds", figures.seed_distribution(measured)
         yield "curves", figures.learning_curves(measured)
     yield "sample_images", figures.sample_images(card.samples, card.classes)
     for row in _with_curve(evidence):
@@ -85,6 +87,7 @@ def pages(evidence: Evidence, states: Mapping[str, str] | None = None) -> dict[s
         "README.md": "\n\n".join(block.strip() for block in _blocks(evidence, states)) + "\n",
         "verdicts.md": _verdicts_page(evidence),
         "claims.md": claims.claims_page(evidence.rows, rule, _claims(evidence, of_ablations=False)),
+        "reproductions.md": reproductions.reproductions_page(evidence, rule, _everybody(evidence)),
         "checklist.md": cards.checklist(evidence),
     }
 
@@ -128,17 +131,11 @@ README_TABLE = re.compile(r"(<!-- table[^>]*-->\n).*?(<!-- /table -->)", re.DOTA
 
 
 def update_readme(workspace: Path) -> None:
-    """Put the comparison table between the marks of the workspace's README.md."""
+    """Put the comparison tables between the marks of the workspace's README.md."""
     path = workspace / "README.md"
-    notes = tables.Notes()
     evidence = load(workspace)
-    table = tables.markdown(
-        tables.comparison_table(evidence.full, notes, Rule.of(evidence.rows, evidence.params.verdicts))
-    )
-    legend = "<br>\n".join(notes.lines())
-    text = README_TABLE.sub(
-        lambda marks: f"{marks[1]}{table}\n\n{legend}\n{marks[2]}", path.read_text(encoding="utf-8")
-    )
+    text = "\n\n".join(tables.main_tables(evidence.full, Rule.of(evidence.rows, evidence.params.verdicts)))
+    text = README_TABLE.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", path.read_text(encoding="utf-8"))
     write_atomically(path, text.encode())
 
 
@@ -156,15 +153,14 @@ def _blocks(evidence: Evidence, states: Mapping[str, str] | None) -> Iterator[st
         "Networks*). Does training the same nets by the same recipes give these numbers?"
     )
     if evidence.full:
-        notes = tables.Notes()
-        yield tables.markdown(
-            tables.comparison_table(evidence.full, notes, Rule.of(evidence.rows, evidence.params.verdicts))
+        yield _everybody(evidence)
+        yield from tables.main_tables(
+            evidence.full, Rule.of(evidence.rows, evidence.params.verdicts), how_to_read=_HOW_TO_READ
         )
-        yield _HOW_TO_READ
-        yield "<br>\n".join(notes.lines())
     yield (
-        "More: [every printed number and its verdict](verdicts.md), [the claims](claims.md), [what the papers leave "
-        "open](ablations/README.md), [model cards](models/README.md), [the checklist](checklist.md)."
+        "More: [every printed number and its verdict](verdicts.md), [what everybody got](reproductions.md), "
+        "[the claims](claims.md), [what the papers leave open](ablations/README.md), "
+        "[model cards](models/README.md), [the checklist](checklist.md)."
     )
     if states:
         yield "## Not finished"
@@ -191,7 +187,7 @@ def _blocks(evidence: Evidence, states: Mapping[str, str] | None) -> Iterator[st
     yield f"Data set `{card.sha256}`; mean and standard deviation of pixels from 0 to 1."
     yield tables.markdown(data_card.split_table(card))
     yield tables.markdown(data_card.class_table(card))
-    yield _details("Digests (sha256)", tables.markdown(data_card.digest_table(card)))
+    yield tables.details("Digests (sha256)", tables.markdown(data_card.digest_table(card)))
 
 
 _HOW_TO_READ = (
@@ -239,15 +235,28 @@ def _verdicts_page(evidence: Evidence) -> str:
             blocks += [f"## {title}", tables.markdown(verdicts.verdict_table(part, rule))]
     if waiting := [one for one in found if not one.num_runs]:
         table = verdicts.verdict_table(waiting, rule)[["model", "printed", "statistic, source"]]
-        blocks += ["## Not run", _details(f"{len(waiting)} numbers", tables.markdown(table))]
+        blocks += ["## Not run", tables.details(f"{len(waiting)} numbers", tables.markdown(table))]
     others = verdicts.without_row(evidence.rows, evidence.params.models)
     if len(others):
         blocks += [
             "## Printed, and not asked for here",
             _OTHERS,
-            _details(f"{len(others)} numbers", tables.markdown(others)),
+            tables.details(f"{len(others)} numbers", tables.markdown(others)),
         ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _everybody(evidence: Evidence) -> str:
+    """The figure of all numbers that are known; "" where there is no row that it shows."""
+    if not evidence.full:
+        return ""
+    return _picture(
+        REPRODUCTIONS,
+        "Every number that is known, a strip for each row; each panel has a scale of its own, and the shaded bands "
+        "have one width. A source project's *chosen epoch* is the one with the lowest error on the test images "
+        "(a-martyn) or on images held out (Lasagne). Our intervals are those of the verdicts. "
+        "[Who got what, and how](reproductions.md).",
+    )
 
 
 def _figure_blocks(evidence: Evidence) -> Iterator[str]:
@@ -268,11 +277,7 @@ def _figure_blocks(evidence: Evidence) -> Iterator[str]:
     if any(row.runs for row in evidence.full):
         yield _picture("depth", "Test error against depth; hollow: as printed.")
         yield _picture("size", "Test error against parameters and against the cost of training; hollow: as printed.")
-        yield _picture(
-            "seeds",
-            "Every run, its row's mean with the 95% interval, and the printed numbers; right: the mean, the runs.",
-        )
-        yield _details(
+        yield tables.details(
             "Learning curves",
             _picture("curves", "Training error dashed, test error bold; triangle: the paper's number."),
         )
@@ -281,13 +286,13 @@ def _figure_blocks(evidence: Evidence) -> Iterator[str]:
         _picture(f"curves_{slug(row)}", f"`{row.name}`: training loss and test error.") for row in _with_curve(evidence)
     ]
     if curves:
-        yield _details("Learning curves of the other nets", *curves)
+        yield tables.details("Learning curves of the other nets", *curves)
     matrices = [
         _picture(f"confusion_{slug(row)}", f"`{row.name}`: what each class was taken for, and its error.")
         for row in _with_runs(evidence)
     ]
     if matrices:
-        yield _details("Confusion matrices and errors per class", *matrices)
+        yield tables.details("Confusion matrices and errors per class", *matrices)
 
 
 def _with_runs(evidence: Evidence) -> list[Row]:
@@ -302,11 +307,6 @@ def _with_curve(evidence: Evidence) -> list[Row]:
 
 def _picture(name: str, caption: str) -> str:
     return f"![{name.replace('_', ' ')}]({FIGURES}/{name}.png)\n\n{caption} ([SVG]({FIGURES}/{name}.svg))"
-
-
-def _details(summary: str, *blocks: str) -> str:
-    content = "\n\n".join(blocks)
-    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -10,7 +10,8 @@ from resnet_repro.reporting.figures.curves import (
 )
 from resnet_repro.reporting.figures.errors import error_against_depth, error_against_size
 from resnet_repro.reporting.figures.images import confusion, confusion_percent, sample_images
-from resnet_repro.reporting.figures.strips import Effect, ablation_forest, seed_distribution
+from resnet_repro.reporting.figures.reproductions import reproduction_strips
+from resnet_repro.reporting.figures.strips import Effect, ablation_forest
 from resnet_repro.reporting.figures.style import STYLE, depth_colours
 
 __all__ = [
@@ -28,6 +29,6 @@ __all__ = [
     "is_in_figure6",
     "learning_curve",
     "learning_curves",
+    "reproduction_strips",
     "sample_images",
-    "seed_distribution",
 ]

@@ -1,4 +1,4 @@
-"""One line a row: the runs of every model, and the effect of every changed choice."""
+"""The effect of every changed choice, one line each."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,6 @@ from itertools import groupby
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from resnet_repro.reporting.figures.style import (
     BLUE,
@@ -18,74 +17,9 @@ from resnet_repro.reporting.figures.style import (
     RED,
     WIDTH,
     Style,
-    error_span,
-    family_of,
-    highest_on_scale,
-    mean_error,
-    printed_numbers,
 )
-from resnet_repro.reporting.load import Row
-from resnet_repro.statistics import describe
 
 BETTER, WORSE, UNDECIDED = BLUE, RED, GREY
-
-
-def seed_distribution(rows: Sequence[Row]) -> Figure:
-    """Every run's test error, a strip for each row, over the mean and its 95% interval; diamonds: as printed, the
-    number that the row is judged against filled, others hollow. At the right, the mean and the number of runs.
-
-    Args:
-        rows: those without runs are left out.
-    """
-    rows = [row for row in rows if row.runs]
-    figure = Figure(figsize=(WIDTH, 1.15 + 0.34 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    highest = highest_on_scale(rows)
-    for place, row in enumerate(rows):
-        if mean_error(row) <= highest:
-            _strip(axes, place, row)
-        else:
-            axes.plot(1, place, ">", color=family_of(row).colour, transform=axes.get_yaxis_transform(), clip_on=False)
-        _note(axes, place, f"{mean_error(row):.2f}  (n = {len(row.runs)})")
-        for number in printed_numbers(row):
-            face = "black" if number.role == "judged" else "white"
-            axes.plot(number.value, place - 0.27, **PRINTED, markerfacecolor=face)
-    axes.set(xlim=error_span(rows), ylim=(len(rows) - 0.4, -0.7), xlabel="test error (%)")
-    axes.set_yticks(range(len(rows)), labels=[row.name for row in rows], fontsize=9)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines["left"].set_visible(False)
-    figure.legend(handles=_strip_legend(rows), loc="outside upper center", ncols=5, fontsize=9, handletextpad=0.5)
-    return figure
-
-
-PRINTED: Style = {"marker": "D", "markersize": 4.6, "markeredgecolor": "black", "color": "black", "linestyle": "none"}
-RUN: Style = {"marker": "o", "markersize": 4.2, "markeredgewidth": 0, "alpha": 0.65, "linestyle": "none"}
-MEAN: Style = {"marker": "|", "markersize": 13, "markeredgewidth": 1.6, "linestyle": "none"}
-BAND_ALPHA = 0.22
-
-
-def _strip(axes: Axes, place: int, row: Row) -> None:
-    values, colour = row.test_error.values, family_of(row).colour
-    summary = describe(values)
-    if summary.interval:
-        low, high = summary.interval
-        axes.barh(place, high - low, left=low, height=0.36, color=colour, alpha=BAND_ALPHA, linewidth=0)
-        axes.plot(summary.mean, place, color=colour, **MEAN)
-    axes.plot(values, [place] * len(values), color=colour, **RUN)
-
-
-def _strip_legend(rows: Iterable[Row]) -> list[Line2D | Patch]:
-    numbers = [number for row in rows for number in printed_numbers(row)]
-    handles: list[Line2D | Patch] = [Line2D([], [], color="0.3", label="a run", **RUN)]
-    if any(len(row.runs) > 1 for row in rows):
-        handles.append(Line2D([], [], color="0.3", label="mean", **MEAN))
-        handles.append(Patch(color="0.3", alpha=BAND_ALPHA, linewidth=0, label="95% interval of the mean"))
-    for role, face, label in (("judged", "black", "printed"), ("beside", "white", "also printed")):
-        if any(number.role == role for number in numbers):
-            handles.append(Line2D([], [], **PRINTED, markerfacecolor=face, label=label))
-    return handles
 
 
 @dataclass(frozen=True)
