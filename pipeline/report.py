@@ -1,6 +1,6 @@
 """Write the report: python pipeline/report.py OUT
 
-Reads   params.yaml, plans/, reports/runs/, reports/data/
+Reads   params.yaml, plans/, reports/runs/, reports/data/, reports/audit.json
 Writes  OUT/README.md, verdicts.md, claims.md, checklist.md, models/, figures/, metrics.json,
         curves.csv
 """

@@ -22,6 +22,8 @@ FOLDER = Path(".demo")
 ARCHIVE = Path(".cache/digits.tar.gz")
 OWN = ("params.yaml", "dvc.lock", "ablations/dvc.lock", "plans/", "reports/", "checkpoints/", "pretrained/")
 """What the demo has of its own, and so does not take from the working tree."""
+AUDIT = "reports/audit.json"
+"""what the report depends on and no stage writes"""
 
 
 class DemoError(ReproError):
@@ -69,7 +71,7 @@ def copy_sources(root: Path, target: Path) -> None:
         text=True,
         check=True,
     )
-    names = {n for n in listed.stdout.split("\0") if n and not n.startswith(OWN) and (root / n).is_file()}
+    names = {n for n in listed.stdout.split("\0") if (n == AUDIT or not n.startswith(OWN)) and (root / n).is_file()}
     for name in sorted(names):
         copy = target / name
         if not copy.is_file() or copy.read_bytes() != (root / name).read_bytes():

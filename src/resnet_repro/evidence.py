@@ -200,6 +200,9 @@ class Metrics(Record):
     population_statistics_test_error_percent: float | None = None
     """in fp32, with batch normalisation's statistics averaged over training images (`evaluation.average_statistics`);
     None in format 1 and for nets without running statistics"""
+    response_stds: tuple[float, ...] | None = None
+    """standard deviation of each 3x3 convolution's response, behind its normalisation, over the test images (He 2015,
+    Figure 7); None in format 1 and where units are not He 2015's"""
     lowest_test_error_percent: float
     lowest_test_error_epoch: int
     """over all epochs: the test set chose it"""
@@ -294,6 +297,29 @@ class RunEvidence:
 
     def predictions(self) -> dict[str, np.ndarray]:
         return read_predictions(self.folder / PREDICTIONS)
+
+
+@dataclass(frozen=True)
+class AuditedNet:
+    """Published weights as `resnet-repro audit` measured them: one run of their project's recipe, of which no more is
+    known."""
+
+    model: str
+    """of params.yaml, such as resnet20_a_martyn"""
+    test_error_percent: float
+    response_stds: tuple[float, ...] | None = None
+
+
+def read_audited(path: Path) -> tuple[AuditedNet, ...]:
+    """Of `audit.json`."""
+    return tuple(
+        AuditedNet(
+            model="_".join(reversed(each["name"].replace("-", "_").split("/"))),
+            test_error_percent=each["test_error_percent"],
+            response_stds=tuple(each["response_stds"]) if each.get("response_stds") else None,
+        )
+        for each in json.loads(path.read_text(encoding="utf-8"))["weights"]
+    )
 
 
 def read_trained(run: Path) -> tuple[Plan, Provenance]:

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 from pydantic import ValidationError
 
 from resnet_repro.errors import ReproError
-from resnet_repro.evidence import Metrics, Plan, RunEvidence
+from resnet_repro.evidence import AuditedNet, Metrics, Plan, RunEvidence, read_audited
 from resnet_repro.params import Params, Run
 from resnet_repro.params import load as load_params
 from resnet_repro.reporting.data_card import DataCard
@@ -86,6 +86,8 @@ class Evidence:
     """the same of `ablations`; empty unless they were asked for"""
     outdated: tuple[RunEvidence, ...]
     """runs of another plan than today's; they are in no row"""
+    audited: tuple[AuditedNet, ...]
+    """published nets of the models of `params.yaml`, for the claims; they are in no row"""
     data_card: DataCard
     params: Params
 
@@ -104,7 +106,7 @@ class Evidence:
 
 
 def load(workspace: Path, ablations: bool = False) -> Evidence:
-    """Read `params.yaml`, `plans/`, `reports/runs/` and `reports/data/` of a workspace.
+    """Read `params.yaml`, `plans/`, `reports/runs/`, `reports/data/` and `reports/audit.json` of a workspace.
 
     Folders of runs that `params.yaml` does not name are ignored.
 
@@ -122,7 +124,10 @@ def load(workspace: Path, ablations: bool = False) -> Evidence:
         others, old = _read(workspace, tree.ablations, workspace / "reports" / "ablations" / "runs")
         outdated += old
     card = _reading(workspace / "reports" / "data", "dvc repro prepare", DataCard.read)
-    return Evidence(rows, others, outdated, card, tree)
+    audit = workspace / "reports" / "audit.json"
+    nets = _reading(audit, "resnet-repro audit", read_audited) if audit.exists() else ()
+    audited = tuple(net for net in nets if net.model in tree.models)
+    return Evidence(rows, others, outdated, audited, card, tree)
 
 
 def _read(workspace: Path, runs: Mapping[str, Run], folder: Path) -> tuple[tuple[Row, ...], tuple[RunEvidence, ...]]:
