@@ -84,7 +84,7 @@ def pages(evidence: Evidence, states: Mapping[str, str] | None = None) -> dict[s
     return {
         "README.md": "\n\n".join(block.strip() for block in _blocks(evidence, states)) + "\n",
         "verdicts.md": _verdicts_page(evidence),
-        "claims.md": claims.claims_page(evidence.rows, rule, _claims(evidence, of_ablations=False)),
+        "claims.md": claims.claims_page(evidence.rows, rule, _claims(evidence, of_ablations=False), evidence.audited),
         "checklist.md": cards.checklist(evidence),
     }
 
@@ -104,7 +104,9 @@ def ablations_page(evidence: Evidence) -> str:
         tables.markdown(table) if len(table) else "None are planned.",
         _picture("ablations", "Differences to the baselines.") if ablations.effects(evidence) else "",
         questions,
-        claims.claims_page(every, Rule.of(evidence.rows, evidence.params.verdicts), tested) if tested else "",
+        claims.claims_page(every, Rule.of(evidence.rows, evidence.params.verdicts), tested, evidence.audited)
+        if tested
+        else "",
     ]
     return "\n\n".join(block.strip() for block in blocks if block) + "\n"
 
