@@ -150,8 +150,9 @@ _INTRODUCTION = """\
 What the three papers and the two source projects claim about CIFAR-10, in our words, each tested on the runs of \
 this project; what is claimed of the first source project's recipe also on the weights that it publishes, as \
 reports/audit.md measures them: one run a net, and never mixed with ours. Errors in percent of the test images after \
-the last step, unless another measure is named; means over seeds, with the number of runs in parentheses. Only runs \
-of the full schedule count, and only one precision and kind of device within a claim."""
+the last step, unless another measure is named (the lowest over epochs, which the first source project prints, is \
+chosen by the test images); means over seeds, with the number of runs in parentheses. Only runs of the full schedule \
+count, and only one precision and kind of device within a claim."""
 
 _HOW_TO_READ = """\
 The **effect** is the difference of the two named. A claim **holds** if the effect's whole {confidence} interval \
