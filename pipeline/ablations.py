@@ -1,6 +1,6 @@
 """Write the page of the ablations, from the evidence that is there: python pipeline/ablations.py OUT
 
-reads   params.yaml, plans/, reports/runs/, OUT/runs/, reports/data/
+reads   params.yaml, plans/, reports/runs/, OUT/runs/, reports/data/, reports/audit.json
 writes  OUT/README.md, OUT/figures/
 """
 

@@ -299,6 +299,38 @@ class RunEvidence:
         return read_predictions(self.folder / PREDICTIONS)
 
 
+@dataclass(frozen=True)
+class AuditedNet:
+    """Published weights as `resnet-repro audit` measured them: one run of their project's recipe, of which no more is
+    known."""
+
+    collection: str
+    net: str
+    """the paper's model, such as resnet20"""
+    test_error_percent: float
+    response_stds: tuple[float, ...] | None = None
+
+    @property
+    def model(self) -> str:
+        """The name in params.yaml, of the project's recipe: resnet20_a_martyn."""
+        return f"{self.net}_{self.collection}".replace("-", "_")
+
+
+OWN = "resnet-repro"
+"""The collection of this project's own published weights in `audit.json`."""
+
+
+def read_audited(path: Path) -> tuple[AuditedNet, ...]:
+    """Other people's nets in `audit.json`. Our own there are our runs once more."""
+    weights = json.loads(path.read_text(encoding="utf-8"))["weights"]
+    return tuple(
+        AuditedNet(collection, net, each["test_error_percent"], each.get("response_stds"))
+        for each in weights
+        for collection, net in [each["name"].split("/")]
+        if collection != OWN
+    )
+
+
 def read_trained(run: Path) -> tuple[Plan, Provenance]:
     """Plan and provenance of the folder that `train` wrote, its files held against their digests.
 

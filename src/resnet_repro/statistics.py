@@ -104,8 +104,6 @@ class Comparison:
     """mean error of A - mean error of B, in points"""
     interval: Interval | None
     p_value: float | None
-    superiority: float | None
-    """P(a run of A has the lower error than a run of B), over all pairs of runs, ties counted half"""
 
 
 def describe(values: Sequence[float], confidence: float = 0.95) -> Summary:
@@ -284,19 +282,18 @@ def compare(a: Sequence[float], b: Sequence[float], confidence: float = 0.95, pr
     """
     first, second = _sample(a), _sample(b)
     difference = float(first.mean() - second.mean())
-    superiority = _superiority(first, second)
     spread = seed_spread((a, b), prior)
     if spread is not None and spread.by_prior:
         error = np.hypot(*(spread.std(x.mean()) / np.sqrt(len(x)) for x in (first, second)))
         reach = error * stats.t.isf((1 - confidence) / 2, spread.degrees_of_freedom)
         p_value = 2 * stats.t.sf(abs(difference) / error, spread.degrees_of_freedom)
-        return Comparison(difference, (difference - reach, difference + reach), float(p_value), superiority)
+        return Comparison(difference, (difference - reach, difference + reach), float(p_value))
     if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
-        return Comparison(difference, None, None, superiority)
+        return Comparison(difference, None, None)
     welch = CompareMeans(DescrStatsW(first), DescrStatsW(second))
     low, high = welch.tconfint_diff(1 - confidence, usevar="unequal")
     p_value = welch.ttest_ind(usevar="unequal")[1]
-    return Comparison(difference, (float(low), float(high)), float(p_value), superiority)
+    return Comparison(difference, (float(low), float(high)), float(p_value))
 
 
 def mcnemar(wrong_a: np.ndarray, wrong_b: np.ndarray) -> float:
@@ -343,7 +340,3 @@ def outcome_of(interval: Interval, low: float, high: float) -> Outcome:
     if interval[1] < low or high < interval[0]:
         return Outcome.NOT_REPRODUCED
     return Outcome.UNDECIDED
-
-
-def _superiority(a: np.ndarray, b: np.ndarray) -> float:
-    return float((1 + np.sign(b - a[:, None]).mean()) / 2)

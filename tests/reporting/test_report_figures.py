@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from resnet_repro.evidence import AuditedNet
 from resnet_repro.papers import FIGURE_6_END
 from resnet_repro.params import load as load_params
 from resnet_repro.reporting.figures import (
@@ -31,7 +32,7 @@ from resnet_repro.reporting.figures import (
 )
 from resnet_repro.reporting.figures.errors import short_name
 from resnet_repro.reporting.judge import Rule
-from resnet_repro.reporting.load import Row, Weights, load
+from resnet_repro.reporting.load import Row, load
 from resnet_repro.reporting.verdicts import verdicts
 from resnet_repro.reproductions import reproductions_of
 from synthetic import CLASSES, REPOSITORY, FakeRun, write_workspace
@@ -229,7 +230,7 @@ def test_a_name_beside_a_point_leaves_out_its_family(name: str, short: str) -> N
     assert short_name(name) == short
 
 
-AUDITED = (Weights("a-martyn", "plain56", 13.07), Weights("a-martyn", "wrn99", 1.0))
+AUDITED = (AuditedNet("a-martyn", "plain56", 13.07), AuditedNet("a-martyn", "wrn99", 1.0))
 
 
 @pytest.fixture(scope="module")

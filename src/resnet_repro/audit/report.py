@@ -19,7 +19,7 @@ from resnet_repro.data import preprocessing
 from resnet_repro.data.arrays import Arrays
 from resnet_repro.engine import ResolvedEngine, configure
 from resnet_repro.evaluation import Evaluator, batches, response_stds
-from resnet_repro.evidence import sha256_of, write_atomically, write_json
+from resnet_repro.evidence import OWN, sha256_of, write_atomically, write_json
 from resnet_repro.models import count_parameters
 from resnet_repro.models.classifier import to_fastest_layout
 from resnet_repro.papers import LAST, NUM_PARAMETERS
@@ -102,9 +102,6 @@ def audit(entries: Sequence[Entry], cache: Path, arrays: Arrays, files: Path | N
         )
         audited.append(result)
     return audited
-
-
-OWN = "resnet-repro"
 
 
 def audit_own(folder: Path, arrays: Arrays) -> list[Audited]:

@@ -1,6 +1,5 @@
 """What the report is made of: the committed evidence, grouped into the rows of its tables."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from zipfile import BadZipFile
 from pydantic import ValidationError
 
 from resnet_repro.errors import ReproError
-from resnet_repro.evidence import Metrics, Plan, RunEvidence
+from resnet_repro.evidence import AuditedNet, Metrics, Plan, RunEvidence, read_audited
 from resnet_repro.params import Params, Run
 from resnet_repro.params import load as load_params
 from resnet_repro.reporting.data_card import DataCard
@@ -80,15 +79,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Published weights, as `resnet-repro audit` measured them."""
-
-    collection: str
-    model: str
-    test_error_percent: float
-
-
-@dataclass(frozen=True)
 class Evidence:
     rows: tuple[Row, ...]
     """in the order in which `params.yaml` first names each model under `runs`"""
@@ -96,10 +86,10 @@ class Evidence:
     """the same of `ablations`; empty unless they were asked for"""
     outdated: tuple[RunEvidence, ...]
     """runs of another plan than today's; they are in no row"""
+    audited: tuple[AuditedNet, ...]
+    """other people's published nets, which are in no row; none where nothing was audited"""
     data_card: DataCard
     params: Params
-    weights: tuple[Weights, ...]
-    """none where nothing was audited"""
 
     @property
     def full(self) -> tuple[Row, ...]:
@@ -135,8 +125,8 @@ def load(workspace: Path, ablations: bool = False) -> Evidence:
         outdated += old
     card = _reading(workspace / "reports" / "data", "dvc repro prepare", DataCard.read)
     audit = workspace / "reports" / "audit.json"
-    weights = _reading(audit, "resnet-repro audit", _weights) if audit.exists() else ()
-    return Evidence(rows, others, outdated, card, tree, weights)
+    audited = _reading(audit, "resnet-repro audit", read_audited) if audit.exists() else ()
+    return Evidence(rows, others, outdated, audited, card, tree)
 
 
 def _read(workspace: Path, runs: Mapping[str, Run], folder: Path) -> tuple[tuple[Row, ...], tuple[RunEvidence, ...]]:
@@ -177,13 +167,6 @@ def _run(folder: Path, run: Run) -> RunEvidence:
         found = f"{metrics.model} with seed {metrics.seed}"
         raise ReproError(f"{folder} holds {found}, not {run.model} with seed {run.seed}; mend it with `{mend}`")
     return evidence
-
-
-def _weights(path: Path) -> tuple[Weights, ...]:
-    files = json.loads(path.read_text(encoding="utf-8"))["weights"]
-    names = [file["name"].partition("/") for file in files]  # COLLECTION/MODEL
-    errors = [file["test_error_percent"] for file in files]
-    return tuple(Weights(name[0], name[2], error) for name, error in zip(names, errors, strict=True))
 
 
 def _reading(path: Path, mend: str, read: Callable[[Path], T]) -> T:

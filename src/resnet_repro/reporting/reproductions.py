@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
+from resnet_repro.evidence import AuditedNet
 from resnet_repro.papers import judged_against, paper_numbers, source_project_numbers
 from resnet_repro.reporting.judge import Rule
-from resnet_repro.reporting.load import Evidence, Row, Weights
+from resnet_repro.reporting.load import Evidence, Row
 from resnet_repro.reporting.tables import WRITTEN, details, markdown, percent
 from resnet_repro.reporting.verdicts import NONE, printed
 from resnet_repro.reproductions import REPRODUCTIONS, Reproduction, reproductions_of
@@ -28,22 +29,22 @@ def reproductions_page(evidence: Evidence, rule: Rule, picture: str) -> str:
     others = dict.fromkeys(n.model for n in REPRODUCTIONS if n.model not in {row.model for row in full})
     blocks = ["# What everybody got", WRITTEN, text, picture]
     for row in rows:
-        lines = [*_printed(row.model), _ours(row, rule), *_by_others(row.model, evidence.weights)]
+        lines = [*_printed(row.model), _ours(row, rule), *_by_others(row.model, evidence.audited)]
         blocks += [f"## {row.name}", markdown(pd.DataFrame(lines))]
     for title, models in (("Rows that have not run here", waiting), ("Nets that are no row here", others)):
         if models:
-            blocks += [f"## {title}", *(_folded(model, evidence.weights) for model in models)]
+            blocks += [f"## {title}", *(_folded(model, evidence.audited) for model in models)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _folded(model: str, weights: Iterable[Weights]) -> str:
+def _folded(model: str, audited: Iterable[AuditedNet]) -> str:
     errors = [number.error_percent for number in reproductions_of(model) if not number.mislabelled]
     judged = judged_against(model)
     summary = [f"printed {printed(judged)}" if judged else "not printed"]
     if errors:
         numbers = f"{len(errors)} by others, {min(errors):.2f} to {max(errors):.2f}"
         summary.append(numbers if len(errors) > 1 else f"1 by others, {errors[0]:.2f}")
-    table = pd.DataFrame([*_printed(model), *_by_others(model, weights)])
+    table = pd.DataFrame([*_printed(model), *_by_others(model, audited)])
     return details(f"{model}: {'; '.join(summary)}", markdown(table))
 
 
@@ -70,9 +71,9 @@ def _ours(row: Row, rule: Rule) -> Line:
     )
 
 
-def _by_others(model: str, weights: Iterable[Weights]) -> Iterator[Line]:
-    for file in weights:
-        if file.model == model:
+def _by_others(model: str, audited: Iterable[AuditedNet]) -> Iterator[Line]:
+    for file in audited:
+        if file.net == model:
             yield _line(f"weights of {file.collection}, [audited](audit.md)", percent(file.test_error_percent))
     for number in reproductions_of(model):
         yield _reproduction(number)

@@ -63,7 +63,7 @@ def figures_of(evidence: Evidence) -> Iterator[tuple[str, Figure]]:
     card = evidence.data_card
     if evidence.full:
         rule = Rule.of(evidence.rows, evidence.params.verdicts)
-        yield REPRODUCTIONS, figures.reproduction_strips(evidence.full, evidence.weights, rule)
+        yield REPRODUCTIONS, figures.reproduction_strips(evidence.full, evidence.audited, rule)
     if any(map(figures.is_in_figure6, evidence.full)):
         yield "figure6", figures.figure6(evidence.full)
     if figures.figure6_rows(evidence.short):
@@ -86,7 +86,7 @@ def pages(evidence: Evidence, states: Mapping[str, str] | None = None) -> dict[s
     return {
         "README.md": "\n\n".join(block.strip() for block in _blocks(evidence, states)) + "\n",
         "verdicts.md": _verdicts_page(evidence),
-        "claims.md": claims.claims_page(evidence.rows, rule, _claims(evidence, of_ablations=False)),
+        "claims.md": claims.claims_page(evidence.rows, rule, _claims(evidence, of_ablations=False), evidence.audited),
         "reproductions.md": reproductions.reproductions_page(evidence, rule, _everybody(evidence)),
         "checklist.md": cards.checklist(evidence),
     }
@@ -107,7 +107,9 @@ def ablations_page(evidence: Evidence) -> str:
         tables.markdown(table) if len(table) else "None are planned.",
         _picture("ablations", "Differences to the baselines.") if ablations.effects(evidence) else "",
         questions,
-        claims.claims_page(every, Rule.of(evidence.rows, evidence.params.verdicts), tested) if tested else "",
+        claims.claims_page(every, Rule.of(evidence.rows, evidence.params.verdicts), tested, evidence.audited)
+        if tested
+        else "",
     ]
     return "\n\n".join(block.strip() for block in blocks if block) + "\n"
 

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MultipleLocator
 
+from resnet_repro.evidence import AuditedNet
 from resnet_repro.papers import LAST, judged_against, paper_numbers, source_project_numbers
 from resnet_repro.reporting.figures.style import (
     BLUE,
@@ -24,7 +25,7 @@ from resnet_repro.reporting.figures.style import (
     mean_error,
 )
 from resnet_repro.reporting.judge import Rule
-from resnet_repro.reporting.load import Row, Weights
+from resnet_repro.reporting.load import Row
 from resnet_repro.reporting.verdicts import printed
 from resnet_repro.reproductions import reproductions_of
 from resnet_repro.statistics import Interval
@@ -52,7 +53,7 @@ class Mark:
     value: float
 
 
-def marks_of(row: Row, weights: Iterable[Weights]) -> Iterator[Mark]:
+def marks_of(row: Row, audited: Iterable[AuditedNet]) -> Iterator[Mark]:
     """What others print of a row's model, without bounds, numbers kept for the claims, and nets under a wrong name."""
     for number in paper_numbers(row.model):
         if number.relation == "=" and number.role != "recorded":
@@ -60,8 +61,8 @@ def marks_of(row: Row, weights: Iterable[Weights]) -> Iterator[Mark]:
     for number in source_project_numbers(row.model):
         if number.role != "recorded":
             yield Mark(LAST_EPOCH if number.statistic == LAST else CHOSEN, number.value)
-    for file in weights:
-        if file.model == row.model:
+    for file in audited:
+        if file.net == row.model:
             yield Mark(WEIGHTS, file.test_error_percent)
     for found in reproductions_of(row.model):
         if not found.mislabelled:
@@ -76,7 +77,7 @@ PANEL_OF = {PLAIN: "plain", RESIDUAL: "residual", BOTTLENECK: "residual"}
 OTHER_PANEL = "pre-activation and wide"
 
 
-def reproduction_strips(rows: Sequence[Row], weights: Sequence[Weights], rule: Rule) -> Figure:
+def reproduction_strips(rows: Sequence[Row], weights: Sequence[AuditedNet], rule: Rule) -> Figure:
     """Test errors of every row, a strip each, in panels of one scale; shaded: the printed number ± the margin.
 
     Others' marks that would hide each other are set above and below each other. Ours, below them, are single runs over
