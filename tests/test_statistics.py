@@ -239,8 +239,10 @@ POWER = {"ratio 1": (0.0, 0.17, 0.51, 0.84), "ratio 1.5": (0.0, 0.09, 0.31, 0.55
 def simulated(truth: str, repetitions: int, runs: int, mean: float, seed: int = 0) -> np.ndarray:
     """(repetitions, runs) errors of runs with this true mean."""
     random = np.random.default_rng([seed, runs])
-    ratio = 1.5 if truth == "ratio 1.5" else np.ones((repetitions, 1))
-    if "lognormal" in truth:
+    ratio: float | np.ndarray
+    if "lognormal" not in truth:
+        ratio = float(truth.removeprefix("ratio "))
+    else:
         ratio = random.lognormal(0, 0.3, (repetitions, 1))
     standard = random.standard_normal((repetitions, runs))
     if "skewness" in truth:
@@ -274,27 +276,38 @@ def test_verdicts_of_few_runs_decide_as_often_as_was_simulated(truth: str) -> No
         assert rates[Outcome.REPRODUCED] == pytest.approx(power, abs=sampling_error(power, repetitions) + 0.005)
 
 
-@pytest.mark.parametrize("side", [-1, 1])
-def test_three_looks_together_are_wrong_in_at_most_a_twentieth(side: int) -> None:
-    repetitions = 1_500
-    wrong = dict.fromkeys((Outcome.REPRODUCED, Outcome.NOT_REPRODUCED), 0)
-    for sample in simulated("ratio 1", repetitions, 5, 8.0 + side * 0.3):
-        seen = {
-            equivalence(s, 8.0, 0.3, 0.025, seed_spread([s], PRIOR)).outcome for s in (sample[:1], sample[:3], sample)
-        }
-        for outcome in wrong:
-            wrong[outcome] += outcome in seen
-    assert max(wrong.values()) / repetitions <= 0.05
+DOCUMENTED = {  # docs/explanation.md: false verdicts at 1, 3 and 5 runs, at any look, "reproduced" at no difference
+    "ratio 1": ((0.01, 0.01, 0.01), 0.02, (0.0, 0.07, 0.62)),
+    "ratio lognormal, 0.3": ((0.02, 0.02, 0.02), 0.04, (0.0, 0.08, 0.61)),
+    "ratio lognormal, 0.3, skewness 1": ((0.02, 0.01, 0.01), 0.04, (0.0, 0.08, 0.62)),
+    "ratio 1.25": ((0.03, 0.03, 0.03), 0.06, (0.0, 0.04, 0.48)),
+    "ratio 1.5": ((0.05, 0.05, 0.04), 0.11, (0.0, 0.03, 0.37)),
+    "ratio 2": ((0.12, 0.09, 0.07), 0.20, (0.0, 0.02, 0.20)),
+}
+"""60,000 repetitions each."""
 
 
-@pytest.mark.parametrize("side", [-1, 1])
-def test_wrong_verdicts_on_the_margin_are_as_rare_as_alpha(side: int) -> None:
-    """A true difference of exactly the margin: either verdict is the type I error of one of the tests."""
-    repetitions, margin = 2_000, 0.3
-    samples = np.random.default_rng(side + 1).normal(6.61 + side * margin, 0.2, (repetitions, 10))
-    found = shares(samples, 6.61, margin)
-    for outcome in (Outcome.REPRODUCED, Outcome.NOT_REPRODUCED):
-        assert found[outcome] == pytest.approx(0.05, abs=sampling_error(0.05, repetitions))
+@pytest.mark.parametrize("truth", DOCUMENTED)
+def test_the_rule_as_it_is_errs_as_often_as_the_documentation_says(truth: str) -> None:
+    repetitions = 600
+    false, ever, power = DOCUMENTED[truth]
+
+    def verdicts(difference: float) -> np.ndarray:
+        samples = simulated(truth, repetitions, 5, 8.0 + difference)
+        looks = [[s[:1], s[:3], s] for s in samples]
+        return np.array(
+            [[equivalence(x, 8.0, 0.3, 0.025, seed_spread([x], PRIOR)).outcome for x in seen] for seen in looks]
+        )
+
+    reproduced = (verdicts(0.0) == Outcome.REPRODUCED).mean(axis=0)
+    for found, expected in zip(reproduced, power, strict=True):
+        assert found == pytest.approx(expected, abs=sampling_error(expected, repetitions) + 0.01)
+    for difference in (-0.3, 0.3):
+        found = verdicts(difference)
+        for outcome in (Outcome.REPRODUCED, Outcome.NOT_REPRODUCED):
+            for rate, bound in zip((found == outcome).mean(axis=0), false, strict=True):
+                assert rate <= bound + sampling_error(bound, repetitions) + 0.005
+            assert (found == outcome).any(axis=1).mean() <= ever + sampling_error(ever, repetitions) + 0.005
 
 
 def test_runs_a_side_are_those_of_a_t_test() -> None:

@@ -250,7 +250,7 @@ resnet-repro export resnet20 --seed 2 --out FILE.safetensors  # write a file of 
 
 Test errors are those of the files as loaded so: in float32, uncompiled; [the audit](../reports/audit.md) measures
 them again. A file's metadata, under `resnet_repro`, has plan, provenance and errors of its run. One seed of a model is
-published, {MAX_BYTES // 1_000_000} MB in all.
+published, at most {MAX_BYTES // 1_000_000} MB in all.
 """
 
 

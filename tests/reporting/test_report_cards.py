@@ -37,4 +37,4 @@ def test_the_checklist_counts_what_was_run(evidence: Evidence) -> None:
     assert "8 of 10 planned" in text
     assert "12.0 hours in all" in text  # eight runs of an hour and a half
     assert "NVIDIA H100 80GB HBM3 (bf16): 7 runs" in text
-    assert "±0.3 points, alpha 0.025 a look" in text
+    assert "at ±0.3 and ±1 points, each verdict with its margin; alpha 0.025 a look" in text

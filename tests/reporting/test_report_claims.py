@@ -355,13 +355,14 @@ def test_audited_nets_are_runs_of_their_own_recipe(evidence: Evidence, rule: Rul
     )
 
 
-def test_an_audit_of_other_nets_is_ignored_and_a_damaged_one_is_not(tmp_path: Path) -> None:
+def test_our_own_nets_in_the_audit_are_no_further_runs_and_a_damaged_audit_is_refused(tmp_path: Path) -> None:
     workspace = write_workspace(tmp_path, [FakeRun("resnet20")])
     (audit := workspace / "reports/audit.json").write_text(
-        '{"weights": [{"name": "some-one/net20", "test_error_percent": 8.0}]}'
+        '{"weights": [{"name": "some-one/net20", "test_error_percent": 8.0},'
+        ' {"name": "resnet-repro/resnet20", "test_error_percent": 8.35}]}'
     )
     assert [net.model for net in read_audited(audit)] == ["net20_some_one"]
-    assert load(workspace).audited == ()
+    assert load(workspace).audited == (AuditedNet("some-one", "net20", 8.0),)
     audit.write_text('{"weights": [{}]}')
     with pytest.raises(ReproError, match=r"audit\.json cannot be read .*`resnet-repro audit`"):
         load(workspace)
@@ -369,7 +370,7 @@ def test_an_audit_of_other_nets_is_ignored_and_a_damaged_one_is_not(tmp_path: Pa
 
 def test_responses_need_one_net_each(evidence: Evidence, rule: Rule) -> None:
     gap = lower("resnet20_a_martyn", "plain20_a_martyn", RESPONSES)
-    nets = (AuditedNet("resnet20_a_martyn", 8.0, (0.4, 0.6)), AuditedNet("plain20_a_martyn", 9.7, (0.9, 1.1)))
+    nets = (AuditedNet("a-martyn", "resnet20", 8.0, (0.4, 0.6)), AuditedNet("a-martyn", "plain20", 9.7, (0.9, 1.1)))
     found = evaluate(Claim("", "", "", (gap,)), (), rule, nets)
     assert (found.verdict, found.effect) == (Answer.AS_CLAIMED, pytest.approx(-0.5))
     none = evaluate(Claim("", "", "", (gap,)), (), rule, (replace(nets[0], response_stds=None), nets[1]))
@@ -408,9 +409,16 @@ def test_the_table_and_the_page(evidence: Evidence, rule: Rule) -> None:
     page = claims_page(evidence.rows, rule, audited=evidence.audited)
     counts = table["verdict"].value_counts()
     assert f"{len(CLAIMS)} claims: holds {counts['holds']}, does not hold {counts['does not hold']}, " in page
-    titles = ["## Decided", "## Partly decided", "## Not decided", "## Not run", "## How to read"]
+    titles = [
+        "## Decided",
+        "## Partly decided",
+        "## Not decided",
+        "## Seen, not tested",
+        "## Not run",
+        "## How to read",
+    ]
     assert [line for line in page.splitlines() if line.startswith("## ")] == titles
-    assert page.count("\n|") == len(CLAIMS) + 2 * 4  # four tables
+    assert page.count("\n|") == len(CLAIMS) + 2 * 5  # five tables
     decided = page[page.index(titles[0]) : page.index(titles[1])]
     assert decided.index("| holds") < decided.index("| does not hold")
 

@@ -46,7 +46,7 @@ def test_a_row_of_three_seeds(table: pd.DataFrame) -> None:
     assert row["SD"] == "0.10"
     assert row["seeds"] == "3"
     assert row["lowest epoch"] == "8.40"
-    assert row["verdict"] == "±1 reproduced (n = 3, published spread)"
+    assert row["verdict"] == "±1: reproduced (n = 3, published spread), known before the rule"
     assert row["best-validation epoch"] == "–"
     assert row["difference to the paper"] == "-0.15"
     assert (row["precision"], row["device"]) == ("bf16", "cuda")

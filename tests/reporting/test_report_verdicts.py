@@ -131,8 +131,8 @@ def test_one_run_beside_a_reading_of_one_run(table: pd.DataFrame) -> None:
     one = line(table, "plain20", "9.67", "end of the curve")
     assert (one["ours"], one["difference"], one["95% interval"]) == ("9.40 (1 run)", "-0.27", "-0.83 to +0.29")
     assert (one["±0.3"], one["±1"]) == ("not enough runs to say", "reproduced (n = 1, published spread)")
-    assert one["beside one printed run"] == "as far apart as two runs of one recipe are (±0.79, p = 0.49)"
-    assert one["remarks"] == "plain20-1 ran before these rules were made; trained in bf16 on cpu"
+    assert one["beside one printed run"] == "no farther apart than two runs of one recipe may be (up to 0.79; p = 0.49)"
+    assert one["remarks"] == "plain20-1 known before these rules; trained in bf16 on cpu"
 
 
 def test_what_was_read_by_eye_has_no_verdict_at_the_narrow_margin(table: pd.DataFrame) -> None:
@@ -155,7 +155,7 @@ def test_a_pair_that_is_too_far_apart(rows: dict[str, Row]) -> None:
     far = replace(run, metrics=run.metrics.model_copy(update={"test_error_percent": 9.75}))
     table = verdict_table(verdicts([replace(rows["resnet20"], runs=(far,))], RULE), RULE)
     beside = line(table, "resnet20", "8.75", FIRST)["beside one printed run"]
-    assert beside == "farther apart than 95% of such pairs (±0.80, p = 0.016)"
+    assert beside == "farther apart than 95% of such pairs (up to 0.80; p = 0.02)"
 
 
 def test_without_the_prior_one_run_says_nothing(rows: dict[str, Row]) -> None:
@@ -205,12 +205,12 @@ def test_every_printed_number_of_every_full_row_has_a_line(table: pd.DataFrame) 
 
 def test_headlines(rows: dict[str, Row]) -> None:
     expected = {
-        "resnet20": "±0.3 reproduced (n = 3, published spread)",
-        "resnet32": "±0.3 not reproduced (n = 3, published spread)",
-        "resnet110": "±0.3 reproduced (n = 5, published spread)",
-        "plain20": "±1 reproduced (n = 1, published spread)",
+        "resnet20": "±0.3: reproduced (n = 3, published spread)",
+        "resnet32": "±0.3: not reproduced (n = 3, published spread)",
+        "resnet110": "±0.3: reproduced (n = 5, published spread)",
+        "plain20": "±1: reproduced (n = 1, published spread), known before the rule",
         "plain110": "not enough runs to say",
-        "lasagne_wide": "±0.3 reproduced (n = 3, published spread)",
+        "lasagne_wide": "±0.3: reproduced (n = 3, published spread)",
         "wrn16_4": "not run",
         "resnet20_brief": "–",
     }

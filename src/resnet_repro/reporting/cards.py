@@ -77,22 +77,24 @@ def _sentence(row: Row) -> str:
 def _results(row: Row, evidence: Evidence, mean: float) -> Iterator[str]:
     summary = describe(row.test_error.values)
     low, high = wilson(mean, row.runs[0].metrics.num_test_images)
-    seeds = f"{summary.interval[0]:.2f} to {summary.interval[1]:.2f}" if summary.interval else NONE
+    rule = Rule.of(evidence.rows, evidence.params.verdicts)
+    several, interval = summary.n > 1, rule.interval(row.test_error.values)
     yield markdown(
         pd.DataFrame(
             [
                 {
                     "test error": percent(summary.mean),
                     "SD": percent(summary.std),
-                    "median": percent(summary.median),
-                    "lowest to highest": f"{summary.low:.2f} to {summary.high:.2f}",
-                    "95% interval over seeds": seeds,
-                    "95% interval over test images": f"{low:.2f} to {high:.2f}",
+                    "median": percent(summary.median) if several else NONE,
+                    "lowest to highest": f"{summary.low:.2f} to {summary.high:.2f}" if several else NONE,
+                    f"{rule.confidence} interval over seeds": f"{interval[0]:.2f} to {interval[1]:.2f}"
+                    if interval
+                    else NONE,
+                    "95% interval of this net over such test images": f"{low:.2f} to {high:.2f}",
                 }
             ]
         )
     )
-    rule = Rule.of(evidence.rows, evidence.params.verdicts)
     found = verdicts([row], rule)
     if found:
         table = verdict_table(found, rule).drop(columns="model")
@@ -135,7 +137,7 @@ def checklist(evidence: Evidence) -> str:
 
 
 def _answers(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    params, runs = evidence.params, evidence.runs
+    params, runs, rule = evidence.params, evidence.runs, evidence.params.verdicts
     card = evidence.data_card
     full = [row for row in evidence.full if row.runs]
     splits = ", ".join(f"{split.num_images:,} {name}" for name, split in card.splits.items())
@@ -152,7 +154,10 @@ def _answers(evidence: Evidence) -> Iterator[tuple[str, str]]:
         "How were they chosen?",
         "As the papers print them. Nothing was tuned, and nothing is chosen by the test images",
     )
-    yield "How many runs?", f"{len(runs)} of {len(params.runs)} planned; seeds 1, 2, 3, … in order, none left out"
+    yield (
+        "How many runs?",
+        f"{len(runs)} of {len(params.runs)} planned; seeds 1, 2, 3, … in order, none left out, none chosen",
+    )
     yield (
         "What about the papers' open questions?",
         f"{len(params.ablations)} more runs: [ablations](ablations/README.md)",
@@ -161,14 +166,14 @@ def _answers(evidence: Evidence) -> Iterator[tuple[str, str]]:
     yield "Is the central tendency and its spread given?", "Mean, SD, median and range over seeds, with n beside each"
     yield (
         "What do the intervals mean?",
-        "t-intervals over seeds, with the spread that other people's runs have until ours say more; Wilson's over test "
-        "images",
+        "t-intervals over seeds, with the spread that other people's runs have, updated by ours; Wilson's over test "
+        "images, of the nets at hand",
     )
     yield (
         "When does a number count as reproduced?",
-        f"Equivalence test, ±{params.verdicts.margin_points:g} points, alpha {params.verdicts.alpha:g} a look, looks "
-        f"at {', '.join(map(str, params.verdicts.looks))} runs, fixed before the runs but "
-        f"{', '.join(params.verdicts.seen_before)}",
+        f"Equivalence test at ±{rule.margin_points:g} and ±{rule.wide_margin_points:g} points, each verdict with its "
+        f"margin; alpha {rule.alpha:g} a look, looks at {', '.join(map(str, rule.looks))} runs; fixed before the runs "
+        f"but {', '.join(rule.seen_before)}",
     )
     yield "On what was it computed?", _machines(runs) or "Nothing was run yet"
     yield "How much computing?", f"{_hours(runs):.1f} hours in all" if runs else "none yet"

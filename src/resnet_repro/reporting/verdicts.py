@@ -95,9 +95,10 @@ def headline(row: Row, rule: Rule) -> str:
         return NONE
     verdict = _verdict(row, number, rule)
     if number.relation == "=":
+        known = ", known before the rule" if any(run.key in rule.settings.seen_before for run in row.runs) else ""
         for result, margin in ((verdict.result, _margins(rule)[0]), (verdict.wide, _margins(rule)[1])):
             if result is not None and result.outcome is not Outcome.UNDECIDED:
-                return f"{margin} {verdict.outcome(result)}"
+                return f"{margin}: {verdict.outcome(result)}{known}"
     return verdict.outcome(verdict.wide)
 
 
@@ -177,7 +178,7 @@ def _judge(values: Sequence[float], number: Published, margin: float, spread: Sp
 
 def _remarks(row: Row, judged: Sequence[float], spread: Spread | None, rule: Rule) -> Iterator[str]:
     if early := [run.key for run in row.runs if run.key in rule.settings.seen_before]:
-        yield f"{', '.join(early)} ran before these rules were made"
+        yield f"{', '.join(early)} known before these rules"
     if len(judged) < len(row.runs):
         look = rule.next_look(len(row.runs))
         yield f"judged by its first {len(judged)}" + (f"; the next look is at {look} runs" if look else "")
@@ -198,9 +199,11 @@ def _beside(found: Repeat | None, rule: Rule) -> str:
         return NONE
     near = found.p_value > 2 * rule.settings.alpha
     what = (
-        "as far apart as two runs of one recipe are" if near else f"farther apart than {rule.confidence} of such pairs"
+        "no farther apart than two runs of one recipe may be"
+        if near
+        else f"farther apart than {rule.confidence} of such pairs"
     )
-    return f"{what} (±{found.limit:.2f}, p = {found.p_value:.2g})"
+    return f"{what} (up to {found.limit:.2f}; p = {found.p_value:.2f})"
 
 
 def _interval(interval: Interval | None) -> str:

@@ -200,7 +200,9 @@ _HOW_TO_READ = (
     "**best-validation epoch** is the test error at the epoch that held-out training images chose (what "
     "the second prints; – where none are held out). The **verdict** is that of an equivalence test on the paper's "
     "first number, by the narrowest margin that decides ([all of them](verdicts.md)); *published spread*: how far "
-    "seeds lie apart is taken from other people's runs. Runs of different precision or device are never averaged."
+    "seeds lie apart is taken from other people's runs. Lowest and best-validation epochs are as measured while "
+    "training, in its precision; the last epoch is measured again, in fp32. Runs of different precision or device are "
+    "never averaged."
 )
 
 
@@ -219,7 +221,12 @@ def _verdicts_page(evidence: Evidence) -> str:
     )
     settings = rule.settings
     looks = ", ".join(map(str, settings.looks))
-    registered = f"They were registered by commit `{settings.registered}`" if settings.registered else "They are fixed"
+    early = ", ".join(settings.seen_before) or "no run"
+    registered = (
+        f"The rules were fixed by commit `{settings.registered}`, after {early} and before all other runs"
+        if settings.registered
+        else "The rules are fixed in `params.yaml`"
+    )
     text = (
         "Every number that the papers and the source projects print for a row of the table. **Reproduced**: the "
         f"{rule.confidence} interval of our difference lies within the margin (two one-sided tests, alpha "
@@ -231,7 +238,12 @@ def _verdicts_page(evidence: Evidence) -> str:
         "statistic: the best of five with the best of five that is expected of ours, the lowest epoch with our lowest "
         "epoch. Why these rules: [explanation](../docs/explanation.md#what-few-runs-may-say)."
     )
-    blocks = ["# Verdicts", tables.WRITTEN, text, f"{registered}. {rule.check_text()}"]
+    blocks = [
+        "# Verdicts",
+        tables.WRITTEN,
+        text,
+        f"{registered}. {rule.check_text()} Several lines of one run are not several findings.",
+    ]
     for title, part in by_state:
         if part:
             blocks += [f"## {title}", tables.markdown(verdicts.verdict_table(part, rule))]
