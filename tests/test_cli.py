@@ -48,7 +48,6 @@ def test_the_readme_table_is_the_reports_table() -> None:
     """`make lock` copies it; nobody types a number."""
     readme, report = ((ROOT / name).read_text() for name in ("README.md", "reports/README.md"))
     table = readme.split("<!-- table")[1].split("-->\n", 1)[1].split("\n<!-- /table")[0]
-    table, legend = table.split("\n\n")
-    assert table.startswith("| model")
-    assert table in report
-    assert legend in report
+    parts = table.split("\n\n")
+    assert len([part for part in parts if part.startswith("| model")]) == 2  # what has run, and folded what has not
+    assert all(part in report for part in parts)

@@ -96,7 +96,7 @@ def test_what_is_shown_of_a_run(workspace: Path, store: Store) -> None:
         "stage": "train",
         "model": "resnet20",
         "seed": "8",
-        "paper": "He 2015, Table 6: 8.75% (single run, last iteration)",
+        "paper": "He 2015, Table 6: 8.75% (single run, last iteration (inferred))",
         "recipe": "he2015",
         "git_dirty": "true",
         "fingerprint.step": "1f" * 32,
