@@ -73,7 +73,7 @@ def test_spreads_are_those_of_seed_spreads() -> None:
     both = both[
         both.sd_points.notna() & (both.epoch != "lowest") | (both.project == "akamaster/pytorch_resnet_cifar10")
     ]
-    assert len(both) == 10
+    assert len(both) == 12
     assert list(both.runs) == list(both.runs_of_seeds)
     assert list(both.sd_points) == pytest.approx(list(both.sd_points_of_seeds), abs=0.0051)
     means = both[both.statistic == "mean"]
