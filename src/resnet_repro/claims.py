@@ -444,7 +444,12 @@ CLAIMS: tuple[Claim, ...] = (
         "Zagoruyko 2016, section 3",
         (lower("wrn28_10_dropout", "wrn28_10", TEST_ERROR_RISE),),
     ),
-    *_a_martyns("", "", "", LOWEST_TEST_ERROR),
+    *_a_martyns(
+        ", by the lowest epoch",
+        "",
+        ", which compares its lowest epoch with the paper's last; last with last: verdicts.md",
+        LOWEST_TEST_ERROR,
+    ),
     *_a_martyns(BY, OF, ", where it is the lowest epoch's error", TEST_ERROR),
     Claim(
         "92.67% accuracy",

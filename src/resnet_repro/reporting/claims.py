@@ -147,7 +147,7 @@ def _known_before(rule: Rule, rows: Sequence[Row]) -> str:
     later = any(run.key not in early for row in rows if not row.is_short for run in row.runs)
     what = "Known before these rules were made" if later else "All that is decided here was known before these rules"
     return (
-        f"**{what}**: {', '.join(early) or 'no run'}, and the published weights. A source project's claim that is "
+        f"**{what}**: {', '.join((*early, 'the published weights'))}. A source project's claim that is "
         "tested on the weights that it publishes is checked, not confirmed: they are what it was drawn from."
     )
 
