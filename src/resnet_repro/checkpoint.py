@@ -105,6 +105,14 @@ class CheckpointStore:
             raise CheckpointError(f"{'; '.join(problems)}. Delete {path.parent} to start over")
         return None
 
+    def join_parts(self) -> None:
+        """Put together what was handed on in parts, FILE.0, FILE.1, ...: some hosts of Git refuse large files."""
+        for first in self.run_folder.glob("*/step-*.safetensors.0"):
+            whole, parts = first.with_suffix(""), sorted(first.parent.glob(f"{first.stem}.[0-9]"))
+            write_atomically(whole, b"".join(part.read_bytes() for part in parts))
+            for part in parts:
+                part.unlink()
+
     def others(self) -> list[Path]:
         """Folders of checkpoints of this run's name that are not used."""
         return sorted({path.parent for path in self.run_folder.glob("*/step-*.safetensors")} - self.usable.keys())

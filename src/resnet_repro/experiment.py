@@ -156,6 +156,7 @@ def train(
     origin = make_origin(plan, seed, engine, arrays.sha256, hashlib.sha256(plan_bytes).hexdigest())
     store = CheckpointStore(checkpoints / origin.key, identity_of(origin))
     with store.locked():
+        store.join_parts()
         while (elsewhere := store.elsewhere()) is not None:
             _decide(store, elsewhere, on_other_machine)
         for other in store.others():

@@ -295,3 +295,23 @@ def test_out_of_memory(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "_full_step", full)
     with pytest.raises(TrainingError, match=r"resnet-1: out of memory on cpu with batches of 8 images.*recipe"):
         killing.train(copy)
+
+
+def test_a_checkpoint_in_parts_is_whole_again(tmp_path: Path) -> None:
+    """As `split -b 4000000 -d -a 1 FILE FILE.` leaves it; what is cut short is refused like any damaged one."""
+    store = CheckpointStore(tmp_path / "net-1", {"seed": 1})
+    store.save(Checkpoint({"w": torch.arange(100.0)}, {}), 7)
+    (path,) = store.folder.iterdir()
+    content = path.read_bytes()
+    path.unlink()
+    for index, start in enumerate(range(0, len(content), 300)):
+        Path(f"{path}.{index}").write_bytes(content[start : start + 300])
+    store.join_parts()
+    assert [file.name for file in store.folder.iterdir()] == [path.name]
+    assert path.read_bytes() == content
+    assert store.load(lambda checkpoint: checkpoint.tensors["w"].sum().item()) == 4950
+    path.rename(f"{path}.0")
+    Path(f"{path}.0").write_bytes(content[:300])
+    store.join_parts()
+    with pytest.raises(CheckpointError, match="Delete"):
+        store.load(lambda checkpoint: checkpoint)
