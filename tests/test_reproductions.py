@@ -10,7 +10,7 @@ import resnet_repro
 from resnet_repro import params
 from resnet_repro.papers import SOURCE_PROJECTS
 from resnet_repro.reproductions import REPRODUCTIONS, reproductions_of
-from resnet_repro.seed_spread import seed_spreads
+from seed_spreads import seed_spreads
 
 MODELS = params.load(Path(__file__).parents[1] / "params.yaml").models
 TABLE = pd.read_csv(Path(resnet_repro.__file__).with_name("reproductions.csv"))

@@ -6,7 +6,7 @@ import pytest
 
 from resnet_repro import params
 from resnet_repro.papers import PAPERS, SOURCE_PROJECTS
-from resnet_repro.seed_spread import pooled_ratio, seed_spreads
+from seed_spreads import pooled_ratio, seed_spreads
 
 MODELS = params.load(Path(__file__).parents[1] / "params.yaml").models
 TABLE = seed_spreads()

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 
 from resnet_repro.statistics import independent_sd
 
-TABLE = Path(__file__).with_name("seed_spreads.csv")
+TABLE = Path(__file__).parents[1] / "src/resnet_repro/seed_spreads.csv"
 
 
 def seed_spreads() -> pd.DataFrame:
