@@ -6,6 +6,7 @@ writes  OUT/README.md, OUT/figures/
 
 from pathlib import Path
 
+import local_source  # noqa: F401
 from resnet_repro.reporting import write_ablations
 from resnet_repro.stage import run_stage
 

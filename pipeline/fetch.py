@@ -7,6 +7,7 @@ writes  MEMBERS/batches.meta, data_batch_1 to data_batch_5, test_batch
 import os
 from pathlib import Path
 
+import local_source  # noqa: F401
 from resnet_repro.data.archive import VARIABLE, fetch_members
 from resnet_repro.params import load
 from resnet_repro.stage import run_stage

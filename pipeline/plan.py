@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import local_source  # noqa: F401
 from resnet_repro.params import load
 from resnet_repro.plan import make_plan
 from resnet_repro.stage import run_stage

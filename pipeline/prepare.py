@@ -7,6 +7,7 @@ writes  ARRAYS/train_images.npy, train_labels.npy, test_images.npy, test_labels.
 
 from pathlib import Path
 
+import local_source  # noqa: F401
 from resnet_repro.data.arrays import prepare_arrays
 from resnet_repro.params import load
 from resnet_repro.stage import run_stage

@@ -7,6 +7,7 @@ Writes  OUT/README.md, verdicts.md, claims.md, reproductions.md, checklist.md, m
 
 from pathlib import Path
 
+import local_source  # noqa: F401
 from resnet_repro.reporting import write_report
 from resnet_repro.stage import run_stage
 

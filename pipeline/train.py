@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import local_source  # noqa: F401
 from resnet_repro import estimate, evidence, experiment
 from resnet_repro.data.arrays import load_arrays
 from resnet_repro.errors import DataError

@@ -121,6 +121,7 @@ def run_script(workspace: Path, name: str, *arguments: str) -> None:
     """`python pipeline/NAME.py ARGUMENTS` in a workspace."""
     os.chdir(workspace)
     sys.argv = [name, *arguments]
+    sys.path.insert(0, str(REPOSITORY / "pipeline"))  # as `python pipeline/NAME.py` does
     runpy.run_path(str(REPOSITORY / "pipeline" / f"{name}.py"), run_name="__main__")
 
 

@@ -18,12 +18,12 @@ from resnet_repro.workspace import Workspace
 RUN, TRAIN, EVALUATE = "runs/plain8-1", "train@plain8-1", "evaluate@plain8-1"
 OUTPUTS = ("data/members", "data/cifar10", RUN)
 STEPS = 80
+IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
 
 
 def started(workspace: Path, *command: str, archive: str = "") -> "subprocess.Popen[str]":
-    """A command in the workspace, with its code; its output goes to a file beside it."""
+    """A command in the workspace; its output goes to a file beside it. What is installed is another checkout's code."""
     environment = demo_environment(workspace / ARCHIVE) | {
-        "PYTHONPATH": str(workspace / "src"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
         "DVC_SITE_CACHE_DIR": str(workspace.parent / "site"),
@@ -61,9 +61,12 @@ def build(workspace: Path) -> None:
     YAML().dump(params, workspace / "params.yaml")
     run(workspace, "git", "init", "--quiet")
     run(workspace, "dvc", "repro", EVALUATE)
+    commit(workspace)
+
+
+def commit(workspace: Path) -> None:
     run(workspace, "git", "add", "--all")
-    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
-    run(workspace, "git", *identity, "commit", "--quiet", "--message", "evidence")
+    run(workspace, "git", *IDENTITY, "commit", "--quiet", "--message", "evidence")
 
 
 def findings(workspace: Path, state: str = "wrong") -> list[str]:

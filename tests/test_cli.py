@@ -1,17 +1,20 @@
 """The command line: what a stranger reads when something is wrong."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
-def call(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    code = "import sys; from resnet_repro.cli import main; sys.argv[0] = 'resnet-repro'; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+def call(folder: Path, *arguments: str, before: str = "", **variables: str) -> "subprocess.CompletedProcess[str]":
+    code = f"{before}; import sys; from resnet_repro.cli import main; sys.argv[0] = 'resnet-repro'; main()"
+    command = [sys.executable, "-c", code.removeprefix("; "), *arguments]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_help_lists_every_command() -> None:
@@ -37,11 +40,29 @@ def test_help_lists_every_command() -> None:
         assert command in said.stdout
 
 
-def test_elsewhere_it_says_where_to_go(tmp_path: Path) -> None:
-    said = call(tmp_path, "stale")
+@pytest.mark.parametrize("command", ["stale", "publish", "ui", "doctor"])
+def test_elsewhere_it_says_where_to_go(command: str, tmp_path: Path) -> None:
+    said = call(tmp_path, command)
     assert said.returncode == 1
     assert "there is no params.yaml" in said.stderr
     assert "repository's root" in said.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_takes_ascii_only() -> None:
+    said = call(ROOT, "compare", "plain20-1", "resnet20-1", PYTHONIOENCODING="ascii")
+    assert said.returncode == 0, said.stderr
+    assert "?1.55" in said.stdout, "a minus sign that is not in ASCII"
+
+
+def test_a_user_without_a_home(tmp_path: Path) -> None:
+    """As in a container whose user passwd does not know."""
+    (tmp_path / "params.yaml").touch()
+    unknown = "import os, pwd; os.environ.pop('HOME', 0); pwd.getpwuid = {}.__getitem__"
+    said = call(tmp_path, "publish", before=unknown)
+    assert said.returncode == 1
+    assert said.stderr.startswith("resnet-repro: MLflow cannot be loaded: ")
+    assert "Set HOME to a folder that may be written" in said.stderr
 
 
 def test_the_readme_table_is_the_reports_table() -> None:

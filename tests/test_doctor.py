@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -20,7 +21,7 @@ from resnet_repro import doctor as module
 from resnet_repro.checkpoint import Checkpoint, CheckpointStore, read
 from resnet_repro.doctor import Finding, doctor
 from resnet_repro.tracking.store import EXPERIMENT
-from resnet_repro.workspace import Workspace
+from resnet_repro.workspace import EVIDENCE, Workspace
 
 IDENTITY = {"model": "plain8"}
 
@@ -35,6 +36,8 @@ def test_a_fresh_clone_has_no_outputs_and_nothing_is_wrong(tmp_path: Path) -> No
     for name in ("dvc.lock", "params.yaml", "ablations/dvc.lock", "requirements.lock"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
+    for name in EVIDENCE:
+        shutil.copytree(REPOSITORY / name, tmp_path / name)
     state, what, remedy = found(tmp_path, module.check_outputs)
     assert state == "note"
     assert re.fullmatch(r"neither here nor whole in DVC's cache: ([1-9]\d*) of \1 outputs", what)
@@ -138,6 +141,15 @@ def test_a_cache_elsewhere_is_looked_at(tmp_path: Path) -> None:
     doctor(root, True, Console(quiet=True))
     assert not damaged.exists()
     assert [path.read_text() for path in root.rglob("0" * 30)] == ["something else"]
+
+
+def test_a_cache_that_the_global_configuration_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    root = tmp_path / "root"
+    (root / ".dvc").mkdir(parents=True)
+    assert Workspace(root).cache == root / ".dvc/cache/files/md5"
+    subprocess.run(["dvc", "config", "--global", "cache.dir", str(tmp_path / "big")], check=True)
+    assert Workspace(root).cache == tmp_path / "big/files/md5"
 
 
 def test_dvc_itself_drops_the_locks_of_processes_that_have_ended(tmp_path: Path) -> None:

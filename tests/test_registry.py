@@ -104,6 +104,28 @@ def test_a_second_publish_adds_nothing_and_a_lost_store_is_rebuilt(
     assert content(connect(tmp_path)) == before
 
 
+def test_files_that_somebody_deleted_are_uploaded_again(workspace: Path, tmp_path: Path) -> None:
+    """To free space, say: the database still has all of them."""
+    import mlflow
+
+    for part in ("reports", "runs"):
+        shutil.copytree(workspace / part, tmp_path / part)
+    (tmp_path / "reports/README.md").write_text("# Results\n\n## Figures\n")
+    assert publish(tmp_path, lambda _: classifier()).problems == ()
+    before = content(store := connect(tmp_path))
+    shutil.rmtree(tmp_path / "mlartifacts")
+    summary = publish(tmp_path, lambda _: classifier())
+    assert len(summary.completed) == 5, summary
+    assert summary.registered == ("plain20-10", "plain20-2", "resnet20-1", "resnet20-2")
+    assert content(store) == before
+    mlflow.set_tracking_uri(store.uri)
+    images = np.zeros((1, 3, 32, 32), np.uint8)
+    assert mlflow.pyfunc.load_model("models:/resnet20@best").predict(images).shape == (1, 10)
+    report = find(store, "report").info.run_id
+    assert Path(store.client.download_artifacts(report, "README.md")).read_text() == "# Results\n\n## Figures\n"
+    assert len(publish(tmp_path, lambda _: classifier()).unchanged) == 5
+
+
 class Breaks:
     """A client whose call number `last` is lost, before or after it was done, and all that follow."""
 

@@ -1,20 +1,23 @@
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from resnet_repro import evidence
 from resnet_repro.params import Warmup
 from resnet_repro.tracking import connect, publish, show_evidence
-from resnet_repro.tracking.live import LiveRun, this_process
+from resnet_repro.tracking.live import LiveRun, is_gone, this_process
 from resnet_repro.tracking.model import find_model
-from resnet_repro.tracking.record import flatten, record_at_end, record_at_start, record_of_evidence
-from resnet_repro.tracking.store import PATIENT, Store, sync, tracking_uri
+from resnet_repro.tracking.record import flatten, milliseconds, record_at_end, record_at_start, record_of_evidence
+from resnet_repro.tracking.store import PATIENT, Store, TrackingError, sync, tracking_uri
 from tracking_records import (
     PLAN,
     STEPS,
@@ -273,7 +276,40 @@ def test_a_copy_made_by_dvc_logs_to_the_repository(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(workspace))
-    assert tracking_uri(tmp_path) == f"sqlite:///{workspace.resolve()}/mlflow.db"
+    repository = f"sqlite:///{workspace.resolve()}/mlflow.db"
+    assert tracking_uri(tmp_path) == repository
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db?timeout=9")
+    assert tracking_uri(tmp_path) == f"{repository}?timeout=9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/other.db"
+
+
+def test_a_folder_that_no_address_can_name_is_refused(tmp_path: Path) -> None:
+    """What stands behind a question mark would be options: SQLAlchemy would make its tables in the file `a`."""
+    (folder := tmp_path / "a?b").mkdir()
+    with pytest.raises(TrackingError, match="has a question mark in its name"):
+        publish(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["a?b"]
+
+
+def test_runs_of_others_in_the_experiment_are_left_alone(workspace: Path, store: Store) -> None:
+    run = store.client.create_run(store.experiment_id, start_time=milliseconds(time.time() - 2 * 86400))
+    assert run.info.run_id not in publish(workspace).closed
+    assert store.client.get_run(run.info.run_id).info.status == "RUNNING"
+
+
+def test_a_step_of_the_clock_ends_no_training(tmp_path: Path) -> None:
+    """psutil computes when a process began by the clock that stepped."""
+    script = tmp_path / "pipeline/train.py"
+    script.parent.mkdir()
+    script.write_text("input()")
+    with subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE) as trainer:
+        began = psutil.Process(trainer.pid).create_time()
+        while not psutil.Process(trainer.pid).cmdline():  # it has only just become another program
+            time.sleep(0.01)
+        assert not is_gone(f"{socket.gethostname()} {trainer.pid} {began - 30:.2f}")
+        trainer.communicate(b"\n")
+    assert is_gone(f"{socket.gethostname()} {trainer.pid} {began:.2f}")
 
 
 def test_parameters_are_flattened() -> None:

@@ -1,6 +1,8 @@
 """`resnet-repro`: what is done beside the pipeline. Run it in the repository's root."""
 
+import io
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +11,16 @@ import typer
 from resnet_repro.errors import ReproError
 from resnet_repro.mistakes import printable
 from resnet_repro.params import load
-from resnet_repro.stage import complain, disk_explained
+from resnet_repro.stage import complain, disk_explained, other_source, refuse_other_source
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def must_be_root() -> None:
+    """Raises ReproError: this is no folder that a command could find fault with, or fill MLflow from."""
+    if not any(Path(name).is_file() for name in ("params.yaml", "dvc.yaml")):
+        raise ReproError("there is no params.yaml: run this in the repository's root")
+
 
 # Each command imports what it needs: mlflow and torch take seconds.
 
@@ -65,6 +74,7 @@ def farm(
 @app.command()
 def publish() -> None:
     """Bring MLflow up to date with the committed evidence; change nothing that is there."""
+    must_be_root()
     from resnet_repro.experiment import load_classifier
     from resnet_repro.tracking import publish as bring_up_to_date
 
@@ -77,6 +87,7 @@ def ui(
     host: Annotated[str, typer.Option(help="another address lets others in: there is no password")] = "127.0.0.1",
 ) -> None:
     """Publish, then serve MLflow's UI, for this machine only."""
+    must_be_root()
     from resnet_repro.experiment import load_classifier
     from resnet_repro.tracking import serve_ui
 
@@ -101,6 +112,7 @@ def report(partial: Annotated[bool, typer.Option(help="although runs are missing
 @app.command()
 def doctor(mend: Annotated[bool, typer.Option("--mend", help="do what is safe, too")] = False) -> None:
     """Find what is wrong with this workspace, and say what to do; nothing is deleted that somebody may miss."""
+    must_be_root()
     from rich.console import Console
 
     from resnet_repro.doctor import doctor as examine
@@ -301,7 +313,17 @@ def compare(
 
 
 def main() -> None:
+    """Run a command with the code of the checkout that it is run in, as the stages do: an editable install ties every
+    worktree and copy to the checkout that it was made in."""
+    own, paths = other_source(Path()), os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if own and paths[0] != str(own):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(own), *filter(None, paths)])}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # our minus signs, where the output is ASCII
     try:
+        refuse_other_source(Path())
         with disk_explained():
             app()
     except ReproError as error:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from ruamel.yaml import YAML
 from resnet_repro.data.archive import VARIABLE
 from resnet_repro.data.digits import write_digits_archive
 from resnet_repro.errors import ReproError
+from resnet_repro.git import git
 
 FOLDER = Path(".demo")
 ARCHIVE = Path(".cache/digits.tar.gz")
@@ -64,14 +66,14 @@ def demo_environment(archive: Path) -> dict[str, str]:
 
 def copy_sources(root: Path, target: Path) -> None:
     """Make `target` hold the sources of the working tree, uncommitted ones included."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    taken = (n for n in listed.stdout.split("\0") if n == AUDIT or (n and not n.startswith(OWN)))
+    listing = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if (listed := git(root, *listing)) is None:  # an archive of the files: Git still knows what .gitignore means
+        with tempfile.TemporaryDirectory() as empty:
+            git(Path(empty), "init", "--bare", "--quiet")
+            listed = git(root, f"--git-dir={empty}", "--work-tree=.", *listing)
+    if listed is None:
+        raise DemoError("git cannot be run here, and the demo needs it: install git")
+    taken = (n for n in listed.decode().split("\0") if n == AUDIT or (n and not n.startswith(OWN)))
     names = {n for n in taken if (root / n).is_file()}
     for name in sorted(names):
         copy = target / name
@@ -87,15 +89,15 @@ def copy_sources(root: Path, target: Path) -> None:
 def _commit(demo: Path) -> None:
     """A Git repository of its own, which DVC needs and every run's commit is taken from."""
 
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         identity = ("-c", "user.name=demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false")
         return subprocess.run(["git", *identity, *arguments], cwd=demo, capture_output=True, text=True, check=True)
 
     if not (demo / ".git").is_dir():
-        git("init", "--quiet")
-    git("add", "--all")
-    if git("status", "--porcelain").stdout:
-        git("commit", "--quiet", "--message", "The working tree's sources with the demo's parameters")
+        call("init", "--quiet")
+    call("add", "--all")
+    if call("status", "--porcelain").stdout:
+        call("commit", "--quiet", "--message", "The working tree's sources with the demo's parameters")
 
 
 def show(demo: Path) -> None:

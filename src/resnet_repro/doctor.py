@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -26,14 +25,31 @@ from rich.text import Text
 from resnet_repro.data.archive import verify_members
 from resnet_repro.data.arrays import CARD
 from resnet_repro.errors import ParamsError, ReproError
-from resnet_repro.evidence import PROVENANCE, read_trained, sha256_of
+from resnet_repro.evidence import PROVENANCE, read_trained, sha256_of, write_atomically
+from resnet_repro.git import git
 from resnet_repro.tracking.store import EXPERIMENT, MOVE_AWAY, TrackingError, check_sqlite
-from resnet_repro.workspace import ARRAYS, MEMBERS, RUNS, LockFileError, Output, Workspace, is_dvc, stages_of
+from resnet_repro.workspace import (
+    ARRAYS,
+    MEMBERS,
+    RUN_STAGES,
+    RUNS,
+    LockFileError,
+    Output,
+    Workspace,
+    digest_of_folder,
+    is_dvc,
+    split_lock,
+    stages_of,
+)
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "safetensors", "dvc", "mlflow")
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}|\.[\w-]{22}\.tmp")
 """the temporary files of `evidence.write_atomically`, and DVC's"""
 LEFT_SECONDS = 60.0  # until one is taken for left behind
+MERGE_REMEDY = (
+    "`resnet-repro doctor --mend` keeps the runs of both sides; then `git checkout --ours reports README.md` where "
+    "those conflict, too, and `make lock` writes them anew"
+)
 STYLES = {"ok": "green", "mended": "green", "note": "yellow", "wrong": "red"}
 
 
@@ -64,12 +80,21 @@ def check_params(there: Workspace) -> Iterator[Finding]:
 def check_lock_files(there: Workspace) -> Iterator[Finding]:
     for name, stages in there.locked.items():
         remedy = f"`git checkout HEAD -- {name}`; what ran since then, `dvc repro` takes from DVC's run cache"
-        show = ["git", "-C", str(there.root), "show", f"HEAD:./{name}"]
-        committed = stages_of(subprocess.run(show, capture_output=True, check=False).stdout)
+        committed = stages_of(git(there.root, "show", f"HEAD:./{name}") or b"")
+        merged = there.merged_lock(name)
+        mend = merged and partial(write_atomically, there.root / name, merged.encode())
         if isinstance(stages, LockFileError):
-            yield Finding(f"{name} cannot be used: {stages}", remedy)
-        elif not isinstance(committed, LockFileError) and (lost := committed.keys() - stages.keys()):
+            yield Finding(f"{name} cannot be used: {stages}", MERGE_REMEDY if merged else remedy, mend=mend or None)
+        elif merged and (lost := _stages_not_in((there.root / name).read_text(), merged)):
+            what = f"{name} was merged without {_some(lost)}, and `dvc repro` would run that again"
+            yield Finding(what, MERGE_REMEDY, mend=mend or None)
+        elif not isinstance(committed, LockFileError) and (lost := sorted(committed.keys() - stages.keys())):
             yield Finding(f"{name} lacks {_some(lost)}, which the committed one has: it was truncated", remedy)
+
+
+def _stages_not_in(lock: str, merged: str) -> list[str]:
+    here, both = split_lock(lock)[1], split_lock(merged)[1]
+    return [name for name, text in both.items() if name.startswith(RUN_STAGES) and here.get(name) != text]
 
 
 def check_locks(there: Workspace) -> Iterator[Finding]:
@@ -123,6 +148,16 @@ def check_outputs(there: Workspace) -> Iterator[Finding]:
     if missing:
         what = f"neither here nor whole in DVC's cache: {len(missing)} of {len(there.outputs)} outputs"
         yield Finding(what, f"as in a fresh clone: {_comes_back(missing)}", "note")
+
+
+def check_evidence(there: Workspace) -> Iterator[Finding]:
+    for out in () if there.at_work else there.committed:
+        if digest_of_folder(folder := there.root / out.path) != out.md5:
+            what = f"{out.path} is {'damaged or edited: not as dvc.lock has it' if folder.is_dir() else 'missing'}"
+            is_committed = bool(git(there.root, "ls-files", "--", out.path))
+            remedy = f"`git checkout -- {out.path}`" if is_committed else f"`dvc repro {out.stage}` writes it anew"
+            mend = partial(_restore, there, out) if is_committed else None
+            yield Finding(what, remedy, mend=mend)
 
 
 def check_trainers(there: Workspace) -> Iterator[Finding]:
@@ -207,6 +242,7 @@ CHECKS: dict[str, Callable[[Workspace], Iterator[Finding]]] = {
     "DVC's locks": check_locks,
     "DVC's cache": check_cache,
     "outputs": check_outputs,
+    "evidence": check_evidence,
     "training": check_trainers,
     "checkpoints": check_checkpoints,
     "leftovers": check_leftovers,
@@ -266,6 +302,12 @@ def _replace(there: Workspace, output: Output) -> None:
         there.put_aside(there.object(output.md5))
     elif there.is_cached(output):
         there.copy_from_cache(output)
+
+
+def _restore(there: Workspace, output: Output) -> None:
+    """Put a folder aside, and take the one that Git has: where size and time are as they were, Git sees no change."""
+    there.put_aside(there.root / output.path)
+    git(there.root, "checkout", "--", output.path)
 
 
 def _problem_of_checkpoint(path: Path) -> str:

@@ -2,10 +2,10 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import platform
-import shutil
 from dataclasses import dataclass
 
 import torch
@@ -62,10 +62,10 @@ def resolve(params: Engine) -> ResolvedEngine:
         raise ParamsError(f"engine.mode graphed is for CUDA devices, and the device is {device}: use auto")
     if mode == "auto":
         mode = {"cuda": "graphed", "cpu": "compiled"}.get(device, "eager")
-    if mode in ("compiled", "graphed") and not has_compiler():
+    if mode in ("compiled", "graphed") and (problem := compile_problem(device)):
         if params.mode == "compiled":
-            raise ParamsError("engine.mode is compiled, and there is no C++ compiler here: install one or use auto")
-        print("No C++ compiler here: training runs without compilation, which is slower.", flush=True)
+            raise ParamsError(f"engine.mode is compiled, and here {problem}. {COMPILER_NEEDED}, or use auto")
+        print(f"Training runs without compilation, which is slower: {problem}. {COMPILER_NEEDED}", flush=True)
         mode = {"graphed": "graphed_eager"}.get(mode, "eager")
 
     precision = params.precision
@@ -75,8 +75,31 @@ def resolve(params: Engine) -> ResolvedEngine:
     return ResolvedEngine(device, mode, precision, threads, params.deterministic)
 
 
-def has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
+COMPILER_NEEDED = (
+    "torch.compile needs a C++ compiler and Python's headers (Debian: g++ and python3-dev); CXX, where it is set, is "
+    "the name of that compiler and nothing else"
+)
+
+
+@functools.cache
+def compile_problem(device: str) -> str:
+    """Why torch.compile does not work on a device, in one line; empty where it does.
+
+    Found out by compiling, loading and running something: names say little, as torch takes not every compiler, and
+    needs Python's headers beside it.
+    """
+    # where a CUDA toolkit but no device is found, the compiler would warn about that on every start
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+    def add_one(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + 1
+
+    try:
+        torch.compile(add_one)(torch.ones(8, device=device))
+    except Exception as error:  # whatever torch, the compiler, the linker or the loader raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        return next((line for line in lines if "error:" in line), lines[0])
+    return ""
 
 
 def has_bf16(device: str) -> bool:
@@ -94,8 +117,6 @@ def configure(engine: ResolvedEngine) -> None:
     if engine.device == "cpu":
         _keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # where a CUDA toolkit but no device is found, the compiler would warn about that on every start
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     torch.set_num_threads(engine.threads)
     torch.use_deterministic_algorithms(engine.deterministic)
     # a safety net against bugs that costs time

@@ -177,9 +177,14 @@ class Provenance(Origin):
     @classmethod
     def read(cls, path: Path) -> "Provenance":
         """Raises ValueError: it is not what `write` wrote."""
-        found = cls.model_validate_json(content := path.read_bytes())
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, name: str = PROVENANCE) -> "Provenance":
+        """Raises ValueError: it is not what `write` wrote."""
+        found = cls.model_validate_json(content)
         if found.sha256 and hashlib.sha256(content.replace(found.sha256.encode(), b"")).hexdigest() != found.sha256:
-            raise ValueError(f"{path} does not fit its own digest")
+            raise ValueError(f"{name} does not fit its own digest")
         return found
 
 
@@ -329,6 +334,15 @@ def read_audited(path: Path) -> tuple[AuditedNet, ...]:
         for collection, net in [each["name"].split("/")]
         if collection != OWN
     )
+
+
+def evidence_remedy(folder: Path) -> str:
+    """How committed evidence that cannot be read comes back. Not by a stage that would first remove it, and then lack
+    the weights."""
+    root = next((parent.parent for parent in folder.parents if parent.name == "reports"), Path())
+    if (root / "runs" / folder.name / WEIGHTS).is_file():
+        return f"`dvc repro evaluate@{folder.name}` writes it anew"
+    return f"`git checkout -- {folder}` brings the committed one back"
 
 
 def read_trained(run: Path) -> tuple[Plan, Provenance]:

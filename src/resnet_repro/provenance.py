@@ -1,18 +1,23 @@
 """Where a run comes from: machine, versions, code; and which of it decides its bits."""
 
 import platform
-import subprocess
+import time
 import uuid
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from resnet_repro.checkpoint import KNOWN_LATER, SAME_RUN
 from resnet_repro.engine import ResolvedEngine
-from resnet_repro.evidence import Origin, Plan
+from resnet_repro.errors import ReproError
+from resnet_repro.evidence import PROVENANCE, Origin, Plan, Provenance
+from resnet_repro.git import git
 from resnet_repro.machine import make_session
 
+REPLACE = "RESNET_REPRO_EVIDENCE"
+"""the environment variable that lets `evaluate` replace committed evidence: `replace`"""
 SOURCES = ("src", "pipeline", "params.yaml", "dvc.yaml", "requirements.lock")
 
 
@@ -73,11 +78,35 @@ def _version(name: str) -> str:
 
 def _git_state() -> tuple[str | None, bool | None]:
     """HEAD and whether sources differ from it (what stages write is no source); (None, None) outside Git."""
+    head = git(Path(), "rev-parse", "HEAD")
+    changed = git(Path(), "status", "--porcelain", "-uno", "--", *SOURCES)
+    return (None, None) if head is None or changed is None else (head.decode().strip(), bool(changed))
+
+
+def keep_committed(run: Path, out: Path, answer: str) -> None:
+    """Bring back the committed evidence in `out`, which DVC has removed, if it is of another training than `run`.
+
+    Another by the same plan, seed and data, that came to other weights: where evidence is the only trace of hours on
+    another machine, nothing takes its place by itself.
+
+    Raises:
+        ReproError: so it is, and `answer` is not `replace`.
+    """
+    content = git(Path(), "show", f":./{(out / PROVENANCE).as_posix()}")  # as it is staged, and so merged
+    if content is None or answer == "replace":
+        return
     try:
-        return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "-uno", "--", *SOURCES))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        before, now = Provenance.parse(content), Provenance.read(run / PROVENANCE)
+    except ValueError:
+        return
+    same = all(getattr(before, name) == getattr(now, name) for name in SAME_RUN)
+    if not same or before.weights_sha256 == now.weights_sha256:
+        return
+    git(Path(), "checkout", "--", out.as_posix())
+    ended = time.strftime("%Y-%m-%d", time.gmtime(before.finished_at))
+    raise ReproError(
+        f"{out} is committed evidence of another training by the same plan, on {before.machine}, ended {ended}, which "
+        f"came to other weights than {run}. It is back in its place. To put {run} in its place after all: "
+        f"`{REPLACE}=replace dvc repro evaluate@{run.name}`. If {run.name} was not meant to be trained again, dvc.lock "
+        f"has lost it: `resnet-repro doctor` looks for it, and so does `git log -S train@{run.name} -- dvc.lock`"
+    )

@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -28,6 +29,21 @@ def disk_explained() -> Iterator[None]:
         raise ReproError(f"{where}{error.strerror}; {REMEDIES[error.errno]} and run this again") from error
 
 
+def other_source(root: Path) -> Path | None:
+    """The workspace's own source folder, where it has one and that is not the one whose code this is."""
+    own = (root / "src").resolve()
+    return own if (own / __package__).is_dir() and own != Path(__file__).resolve().parents[1] else None
+
+
+def refuse_other_source(root: Path) -> None:
+    """Raises ReproError: what ran would not be what is edited, hashed and committed in the workspace."""
+    if own := other_source(root):
+        raise ReproError(
+            f"the code that runs is that of {Path(__file__).resolve().parents[1]}, and this workspace has its own in "
+            f"{own}: leave PYTHONPATH alone, or set it to {own}"
+        )
+
+
 def run_stage(stage: Callable[..., None]) -> None:
     """Call `stage` with the command line's arguments, one string per parameter.
 
@@ -44,6 +60,7 @@ def run_stage(stage: Callable[..., None]) -> None:
         complain(f"usage: python pipeline/{name}.py {parameters}\n\n{purpose}")
         sys.exit(2)
     try:
+        refuse_other_source(Path())
         with disk_explained():
             stage(*arguments)
     except ReproError as error:

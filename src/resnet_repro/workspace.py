@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from configparser import ConfigParser
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,11 +22,17 @@ from ruamel.yaml.error import YAMLError
 
 from resnet_repro.errors import ParamsError, ReproError
 from resnet_repro.evidence import PROVENANCE, Provenance, write_atomically
+from resnet_repro.git import git
 from resnet_repro.params import Params, load
 
 MEMBERS, ARRAYS, RUNS = "data/members", "data/cifar10", "runs/"
 """the outputs that DVC caches; Git has the others"""
+EVIDENCE = ("reports/runs/", "reports/ablations/runs/")
+SIDES = ("base", "ours", "theirs")
+"""of a merge, as Git's index numbers them from 1"""
 LOCKS = ("dvc.lock", "ablations/dvc.lock")
+RUN_STAGES = ("train@", "evaluate@")
+"""how the stages of a run are called; each depends on its plan, its data, and on no other run"""
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
@@ -66,20 +71,60 @@ class Workspace:
 
     @cached_property
     def outputs(self) -> list[Output]:
+        return [out for out in self._all_outputs if out.path.startswith((MEMBERS, ARRAYS, RUNS))]
+
+    @cached_property
+    def _all_outputs(self) -> list[Output]:
         return [
             Output(out["path"], out["md5"], out["size"], stage if name == LOCKS[0] else f"{name[:-4]}yaml:{stage}")
             for name, stages in self.locked.items()
             if not isinstance(stages, LockFileError)
             for stage, entry in stages.items()
             for out in entry["outs"]
-            if out["path"].startswith((MEMBERS, ARRAYS, RUNS))
         ]
 
     @cached_property
+    def committed(self) -> list[Output]:
+        """What `evaluate` wrote of each run, for Git."""
+        return [out for out in self._all_outputs if out.path.startswith(EVIDENCE)]
+
+    @cached_property
     def cache(self) -> Path:
-        config = ConfigParser(strict=False, interpolation=None)
-        config.read([self.root / ".dvc/config", self.root / ".dvc/config.local"])
-        return self.root / ".dvc" / config.get("cache", "dir", fallback="cache") / "files/md5"
+        """Wherever one of DVC's four levels of configuration puts it."""
+        from dvc.config import Config
+
+        folder = self.root.resolve() / ".dvc"
+        config = Config(str(folder), validate=False) if folder.is_dir() else {}
+        return Path(config.get("cache", {}).get("dir") or folder / "cache") / "files/md5"
+
+    def merged_lock(self, name: str) -> str | None:
+        """A dvc.lock with the stages of runs that either side of a merge added or changed, during it and right after;
+        None where there is no merge. Of a stage that both changed, ours stays.
+
+        Stages of runs do not depend on each other, so both sides' hold; what else differs runs again in seconds.
+        """
+        is_broken = isinstance(self.locked[name], LockFileError)
+        stages = {side: git(self.root, "show", f":{number}:./{name}") for number, side in enumerate(SIDES, 1)}
+        if stages["theirs"] is None:
+            merges = [("HEAD", "MERGE_HEAD"), *([] if is_broken else [("HEAD^1", "HEAD^2")])]
+            for first, second in merges:
+                if (fork := git(self.root, "merge-base", first, second)) is not None:
+                    revisions = (fork.decode().strip(), "HEAD", second)
+                    shown = (git(self.root, "show", f"{revision}:./{name}") for revision in revisions)
+                    stages = dict(zip(SIDES, shown, strict=True))
+                    break
+            else:
+                return None
+        if not is_broken:
+            stages["ours"] = (self.root / name).read_bytes()
+        base, ours, theirs = (split_lock((stages[side] or b"").decode()) for side in SIDES)
+        runs = {n: text for n, text in theirs[1].items() if n.startswith(RUN_STAGES) and self._is_planned(n)}
+        taken = {n: text for n, text in runs.items() if base[1].get(n) == ours[1].get(n)}
+        return (ours[0] or theirs[0]) + "".join((ours[1] | taken).values())
+
+    def _is_planned(self, stage: str) -> bool:
+        key, params = stage.partition("@")[2], self.params
+        return isinstance(params, ParamsError) or key in params.runs or key in params.ablations
 
     def object(self, md5: str) -> Path:
         return self.cache / md5[:2] / md5[2:]
@@ -174,7 +219,8 @@ class Workspace:
         """DVC's processes that work here: id -> command."""
         every, root = [process for process in psutil.process_iter(["cwd"]) if is_dvc(process)], self.root.resolve()
         here = {process for process in every if Path(process.info["cwd"] or "/").is_relative_to(root)}
-        here |= {process for pid in self.rwlock or () if (process := _living(pid, self.root / ".dvc/tmp/rwlock"))}
+        # by its command, not by its start: a step of the clock moves that, and the number may be another's by now
+        here |= {process for pid in self.rwlock or () if (process := _living(pid)) and is_dvc(process)}
         here |= {process for process in [_holder(self.root / ".dvc/tmp/lock")] if process}
         return {process.pid: " ".join(_command(process)[-4:]) for process in here}
 
@@ -203,6 +249,12 @@ def stages_of(content: bytes) -> dict[str, Any] | LockFileError:
     return dict(stages)
 
 
+def split_lock(lock: str) -> tuple[str, dict[str, str]]:
+    """What stands above the stages of a dvc.lock, and each stage's lines by its name."""
+    head, *blocks = re.split(r"^(?=  \S)", lock, flags=re.MULTILINE)
+    return head, {block.partition(":\n")[0].strip(): block for block in blocks}
+
+
 def is_dvc(process: psutil.Process) -> bool:
     """Whether it is a `dvc` command."""
     command = _command(process)
@@ -219,7 +271,7 @@ def _command(process: psutil.Process) -> list[str]:
 def _holder(lock: Path) -> psutil.Process | None:
     """The process that holds a lock file, in which its number stands."""
     text = lock.read_text(errors="replace").strip() if lock.is_file() else ""
-    process = _living(int(text), lock) if text.isdecimal() else None
+    process = _living(int(text)) if text.isdecimal() else None
     if process is not None:
         with lock.open() as file:
             try:
@@ -229,12 +281,10 @@ def _holder(lock: Path) -> psutil.Process | None:
     return None
 
 
-def _living(pid: int, written: Path) -> psutil.Process | None:
-    """The process that wrote its number into a file: one that is younger only has the same number."""
+def _living(pid: int) -> psutil.Process | None:
     try:
         process = psutil.Process(pid)
-        old = process.create_time() <= written.stat().st_mtime + 1
-        return process if old and process.status() != psutil.STATUS_ZOMBIE else None
+        return process if process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
 
@@ -244,6 +294,11 @@ def _files(folder: Path) -> dict[str, str] | None:
     if not folder.is_dir():
         return None
     return {path.relative_to(folder).as_posix(): _md5(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def digest_of_folder(folder: Path) -> str:
+    """DVC's md5 of a folder; empty where there is none."""
+    return _md5_of(_files(folder))
 
 
 def _md5_of(files: Mapping[str, str] | None) -> str:

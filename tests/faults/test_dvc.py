@@ -24,7 +24,6 @@ from small_workspace import (
     RUN,
     STEPS,
     TRAIN,
-    build,
     contents,
     damage,
     findings,
@@ -41,17 +40,6 @@ AREA = "DVC"
 KEY, TRAINER = Path(RUN).name, "pipeline/train.py"
 TRAIN_ALONE = ("dvc", "repro", "--single-item", TRAIN)
 pytestmark = pytest.mark.xdist_group("dvc")
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    build(workspace := tmp_path_factory.mktemp("built") / "workspace")
-    return workspace
-
-
-@pytest.fixture
-def workspace(built: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(built, tmp_path / "workspace")
 
 
 def test_doctor_says_that_a_healthy_workspace_is_one_and_changes_nothing(workspace: Path) -> None:

@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from resnet_repro.errors import ReproError
-from resnet_repro.evidence import METRICS, PREDICTIONS, PROVENANCE, RunEvidence
+from resnet_repro.evidence import METRICS, PREDICTIONS, PROVENANCE, RunEvidence, evidence_remedy
 from resnet_repro.mistakes import NotPlain, nearest, plain_yaml, shown
 from resnet_repro.tracking.read import find_run
 from resnet_repro.tracking.record import RunRecord, record_of_evidence
@@ -122,9 +122,7 @@ def _read(folder: Path) -> Run:
         predictions = run.predictions() if (folder / PREDICTIONS).is_file() else None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         reason = str(error).splitlines()[0]
-        raise ReproError(
-            f"evidence of {folder.name} cannot be read ({reason}); `dvc repro evaluate@{folder.name}` writes it anew"
-        ) from None
+        raise ReproError(f"evidence of {folder.name} cannot be read ({reason}); {evidence_remedy(folder)}") from None
     return Run(record_of_evidence(run), predictions)
 
 

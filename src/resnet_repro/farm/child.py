@@ -74,13 +74,10 @@ def dvc(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *arguments]
 
 
-def environment_of(folder: Path, base: Mapping[str, str], **extra: str) -> dict[str, str]:
-    """For a stage of the workspace in `folder`: with its code and this Python. It says nothing of threads."""
-    paths = {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder.resolve() / "src"), base.get("PYTHONPATH", "")])),
-    }
-    return {**base, **paths, "DVC_NO_ANALYTICS": "1", **extra}
+def environment_of(base: Mapping[str, str], **extra: str) -> dict[str, str]:
+    """For a stage: with this Python. It says nothing of threads."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", "")])
+    return {**base, "PATH": path, "DVC_NO_ANALYTICS": "1", **extra}
 
 
 def _stages_below(pid: int) -> list[psutil.Process]:

@@ -172,7 +172,7 @@ class Batch:
     def poll(self) -> tuple[str, ...] | None:
         """None while they are on their way; then what went wrong, line by line, or nothing."""
         if self.process is None:
-            environment = environment_of(self.workspace, {**os.environ, FARM: "1"})
+            environment = environment_of({**os.environ, FARM: "1"})
             command = dvc("--wait-for-lock", *self.commands[0])
             self.process = Child(command, self.workspace, environment, self.workspace / LOGS / "home.log")
         code, lines = self.process.poll(), tuple(self.process.lines())

@@ -91,7 +91,7 @@ class Local:
     def _start(self, job: Job, device: str, tries: int) -> None:
         # the thread count is the run's own: a run beside others has the bits that it has alone
         chosen = {"CUDA_VISIBLE_DEVICES": device.removeprefix("cuda:")} if device.startswith("cuda:") else {}
-        environment = environment_of(self.workspace, {**os.environ, FARM: "1"}, **chosen)
+        environment = environment_of({**os.environ, FARM: "1"}, **chosen)
         command = dvc("--wait-for-lock", "repro", "--single-item", *job.stages)
         child = Child(command, self.workspace, environment, self.workspace / LOGS / f"{job.run}.log")
         self.running[job.run] = (job, device, child, tries)

@@ -1,8 +1,6 @@
 """What there is to do: the runs whose stages DVC would repeat, longest first, and the order of dvc.lock."""
 
 import heapq
-import re
-import subprocess
 from collections.abc import Iterable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, replace
@@ -11,11 +9,9 @@ from pathlib import Path
 from resnet_repro.errors import ReproError
 from resnet_repro.estimate import estimate
 from resnet_repro.evidence import write_atomically
+from resnet_repro.git import git
 from resnet_repro.params import Params
-from resnet_repro.workspace import LOCKS
-
-RUN_STAGES = ("train@", "evaluate@")
-"""what is done in parallel; DVC itself runs what comes before and after"""
+from resnet_repro.workspace import LOCKS, RUN_STAGES, split_lock
 
 
 class FarmError(ReproError):
@@ -102,8 +98,8 @@ def in_order(lock: str, before: str, order: Sequence[str]) -> str:
 
     DVC appends stages as they end, and its own order of running them differs from one `dvc repro` to the next.
     """
-    head, stages = _split(lock)
-    known = list(_split(before)[1])
+    head, stages = split_lock(lock)
+    known = list(split_lock(before)[1])
     ranked = {name: rank for rank, name in enumerate([*known, *(name for name in order if name not in known)])}
     return head + "".join(stages[name] for name in sorted(stages, key=lambda name: ranked.get(name, len(ranked))))
 
@@ -113,13 +109,7 @@ def sort_locks(workspace: Path, order: dict[str, list[str]]) -> None:
     for name, stages in order.items():
         path = workspace / name
         if path.is_file():
-            shown = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=workspace, capture_output=True, check=False)
-            sorted_text = in_order(text := path.read_text(encoding="utf-8"), shown.stdout.decode(), stages)
+            committed = git(workspace, "show", f"HEAD:./{name}") or b""
+            sorted_text = in_order(text := path.read_text(encoding="utf-8"), committed.decode(), stages)
             if sorted_text != text:
                 write_atomically(path, sorted_text.encode())
-
-
-def _split(lock: str) -> tuple[str, dict[str, str]]:
-    """What stands above the stages of a dvc.lock, and each stage's lines by its name."""
-    head, *blocks = re.split(r"^(?=  \S)", lock, flags=re.MULTILINE)
-    return head, {block.partition(":\n")[0].strip(): block for block in blocks}

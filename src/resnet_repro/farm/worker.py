@@ -100,7 +100,7 @@ def work(
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             (clone / name).write_bytes(content)
         own = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}  # Ray sets it
-        environment = environment_of(clone, {**own, **parcel.environment}, DVC_SITE_CACHE_DIR=str(folder / "site"))
+        environment = environment_of({**own, **parcel.environment}, DVC_SITE_CACHE_DIR=str(folder / "site"))
         needed = ["data/cifar10", *([] if any("train@" in stage for stage in stages) else [f"runs/{run}"])]
         for arguments in (
             ("pull", "--quiet", *needed),

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 from pydantic import ValidationError
 
 from resnet_repro.errors import ReproError
-from resnet_repro.evidence import AuditedNet, Metrics, Plan, RunEvidence, read_audited
+from resnet_repro.evidence import AuditedNet, Metrics, Plan, RunEvidence, evidence_remedy, read_audited
 from resnet_repro.params import Params, Run
 from resnet_repro.params import load as load_params
 from resnet_repro.reporting.data_card import DataCard
@@ -123,9 +123,9 @@ def load(workspace: Path, ablations: bool = False) -> Evidence:
     if ablations:
         others, old = _read(workspace, tree.ablations, workspace / "reports" / "ablations" / "runs")
         outdated += old
-    card = _reading(workspace / "reports" / "data", "dvc repro prepare", DataCard.read)
+    card = _reading(workspace / "reports" / "data", "`dvc repro prepare` writes it anew", DataCard.read)
     audit = workspace / "reports" / "audit.json"
-    audited = _reading(audit, "resnet-repro audit", read_audited) if audit.exists() else ()
+    audited = _reading(audit, "`resnet-repro audit` writes it anew", read_audited) if audit.exists() else ()
     return Evidence(rows, others, outdated, audited, card, tree)
 
 
@@ -156,23 +156,23 @@ def _arithmetic(run: RunEvidence) -> tuple[str, str]:
 
 
 def _plan(workspace: Path, model: str) -> Plan:
-    return _reading(workspace / "plans" / f"{model}.json", "dvc repro plan", Plan.read)
+    return _reading(workspace / "plans" / f"{model}.json", "`dvc repro plan` writes it anew", Plan.read)
 
 
 def _run(folder: Path, run: Run) -> RunEvidence:
-    mend = f"dvc repro evaluate@{folder.name}"
-    evidence = _reading(folder, mend, RunEvidence.read)
+    remedy = evidence_remedy(folder)
+    evidence = _reading(folder, remedy, RunEvidence.read)
     metrics: Metrics = evidence.metrics
     if (metrics.model, metrics.seed, evidence.plan.model) != (run.model, run.seed, run.model):
         found = f"{metrics.model} with seed {metrics.seed}"
-        raise ReproError(f"{folder} holds {found}, not {run.model} with seed {run.seed}; mend it with `{mend}`")
+        raise ReproError(f"{folder} holds {found}, not {run.model} with seed {run.seed}; {remedy}")
     return evidence
 
 
-def _reading(path: Path, mend: str, read: Callable[[Path], T]) -> T:
+def _reading(path: Path, remedy: str, read: Callable[[Path], T]) -> T:
     try:
         return read(path)
     except FileNotFoundError as error:
-        raise ReproError(f"{error.filename} is missing; `{mend}` writes it") from None
+        raise ReproError(f"{error.filename} is missing; {remedy}") from None
     except (ValidationError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ReproError(f"{path} cannot be read ({error}); `{mend}` writes it anew") from None
+        raise ReproError(f"{path} cannot be read ({error}); {remedy}") from None

@@ -16,11 +16,22 @@ CLASSES = 10
 
 def find_model(store: Store, run_id: str) -> str | None:
     """The id of the run's model, if all of it is there."""
+    return next(iter(whole_models(store, run_id)), None)
+
+
+def whole_models(store: Store, run_id: str) -> dict[str, str]:
+    """The run's models by their ids, with where they lie: those whose files are there, which somebody may have deleted
+    for space, while the database stays."""
     from mlflow.entities import LoggedModelStatus
 
-    query = f"source_run_id = '{run_id}'"
-    models = store.client.search_logged_models([store.experiment_id], query)
-    return next((str(model.model_id) for model in models if model.status == LoggedModelStatus.READY), None)
+    client: Any = store.client
+    models = client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
+    return {
+        model.model_id: model.artifact_location
+        for model in models
+        if model.status == LoggedModelStatus.READY
+        and any(file.path == "MLmodel" for file in client.list_logged_model_artifacts(model.model_id))
+    }
 
 
 def export_model(module: "Module", folder: Path) -> Path:

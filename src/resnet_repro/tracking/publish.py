@@ -183,7 +183,8 @@ def _publish_report(store: Store, reports: Path) -> tuple[str, str]:
     digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
     with locked(store.lock):
         run, created = find_or_create(store, milliseconds(time.time()), {"uid": REPORT, "stage": REPORT}, REPORT)
-        if run.data.tags.get(DIGEST) == digest:
+        uploaded = any(item.path == "README.md" for item in store.client.list_artifacts(run.info.run_id))
+        if uploaded and run.data.tags.get(DIGEST) == digest:
             return run.info.run_id, "unchanged"
         for path in pages:
             folder = path.parent.relative_to(reports)
@@ -212,7 +213,8 @@ def _has_weights(folder: Path, sha256: str) -> bool:
 def _close_abandoned(store: Store) -> list[str]:
     """Mark as KILLED what stands as RUNNING and does so no more, and say why."""
     running = store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'", max_results=5000)
-    gone = [(run, why) for run in running if (why := _why_abandoned(store, run)) is not None]
+    ours = [run for run in running if "uid" in run.data.tags]  # somebody else's are theirs to end
+    gone = [(run, why) for run in ours if (why := _why_abandoned(store, run)) is not None]
     for run, why in gone:
         store.client.set_tag(run.info.run_id, FAILURE, why)
         if PROCESS in run.data.tags:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet_repro.evidence import RunEvidence
+from resnet_repro.tracking.model import whole_models
 from resnet_repro.tracking.record import paper_row
 from resnet_repro.tracking.store import DATASET, Store, locked
 
@@ -25,8 +26,8 @@ class Trained:
 def register(store: Store, trained: Sequence[Trained]) -> list[str]:
     """Give every model its page, every run its version, and the best of each model the alias `best`.
 
-    What is there stays: only the alias moves. A version is known by the uid of its run, so a seed that was trained
-    again gets a new version, and the one before stays as history.
+    What is there stays, but for a version whose files are gone, and only the alias moves. A version is known by the
+    uid of its run, so a seed that was trained again gets a new version, and the one before stays as history.
 
     Returns:
         The runs whose version is new.
@@ -54,6 +55,13 @@ def _register_model(store: Store, name: str, trained: Sequence[Trained]) -> list
             text = describe_model(trained[0].run)
             _unless("RESOURCE_ALREADY_EXISTS", client.create_registered_model, name, {"dataset": DATASET}, text)
         versions = _versions(client, name)
+        for one in trained:
+            version = versions.get(uid := one.run.provenance.uid)
+            if version is None or one.model_id in version.source:
+                continue
+            if version.source not in whole_models(store, one.run_id).values():
+                _unless("RESOURCE_DOES_NOT_EXIST", client.delete_model_version, name, version.version)
+                del versions[uid]
         missing = [one for one in trained if one.run.provenance.uid not in versions]
         for one in missing:
             # `models:/ID` would be looked for in MLflow's global store, which need not be this one

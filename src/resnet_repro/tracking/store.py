@@ -57,7 +57,21 @@ def root_of(workspace: Path) -> Path:
 
 
 def tracking_uri(workspace: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root_of(workspace) / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, or the repository's own; a relative file means the repository's, from wherever it is named.
+
+    Raises:
+        TrackingError: the path of the file cannot be told in such an address.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if (file := _sqlite_file(uri)) is None:
+        return uri
+    path, (_, mark, options) = root_of(workspace) / file, uri.partition("?")
+    if "?" in str(path.parent):
+        raise TrackingError(
+            f"{path.parent} has a question mark in its name, where an address of a database ends: move the repository, "
+            "or name a store in MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{path}{mark}{options}"
 
 
 def connect(workspace: Path, limits: Mapping[str, str] = PATIENT) -> Store:
@@ -112,7 +126,10 @@ def load_mlflow(limits: Mapping[str, str]) -> Any:
     quiet["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     for key, value in {**quiet, **limits}.items():
         os.environ.setdefault(key, value)
-    import mlflow
+    try:
+        import mlflow
+    except RuntimeError as error:  # as where the user has no home directory
+        raise TrackingError(f"MLflow cannot be loaded: {error} Set HOME to a folder that may be written") from error
 
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is raised as well, and explained once
@@ -140,7 +157,7 @@ def locked(path: Path | None) -> Iterator[None]:
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 def check_sqlite(file: Path, busy_seconds: float) -> None:
