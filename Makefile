@@ -81,11 +81,6 @@ requirements: .venv/ready ## resolve requirements.lock anew
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml --output-file requirements.lock
 
-# Its scripts name the folder that they were made for: elsewhere it is made anew.
-ifneq ($(shell cat .venv/ready 2>/dev/null),$(CURDIR))
-.PHONY: .venv/ready
-endif
-
 # The first Python that is new enough, but not too new for the pinned packages.
 .venv/ready: requirements.lock pyproject.toml
 	@python=; for name in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
@@ -99,4 +94,4 @@ endif
 	@python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/setuptools.lock
 	@python -m pip install --quiet --disable-pip-version-check --require-hashes --no-build-isolation -r requirements.lock
 	@python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@echo "$(CURDIR)" > $@
+	@touch $@

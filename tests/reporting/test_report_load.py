@@ -66,6 +66,8 @@ def test_damaged_evidence_is_named_with_the_stage_that_mends_it(
 ) -> None:
     write_workspace(tmp_path, [FakeRun("resnet20", 1)])
     victim = tmp_path / path
+    (weights := tmp_path / "runs/resnet20-1/weights.safetensors").parent.mkdir(parents=True)
+    weights.touch()  # without them `evaluate` could not write it again
     content = victim.read_bytes()
     victim.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
     if damage == "missing":
