@@ -97,7 +97,7 @@ def keep_committed(run: Path, out: Path, answer: str) -> None:
         return
     try:
         before, now = Provenance.parse(content), Provenance.read(run / PROVENANCE)
-    except ValueError:
+    except (ValueError, OSError):  # `evaluate` itself says what is wrong with a run
         return
     same = all(getattr(before, name) == getattr(now, name) for name in SAME_RUN)
     if not same or before.weights_sha256 == now.weights_sha256:
