@@ -81,6 +81,11 @@ requirements: .venv/ready ## resolve requirements.lock anew
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml --output-file requirements.lock
 
+# Its scripts name the Python that they were made for: where that is gone, as in a moved folder, all is made anew.
+ifeq ($(wildcard $(shell sed -n '1s/^\#!//p' .venv/bin/resnet-repro 2>/dev/null)),)
+.PHONY: .venv/ready
+endif
+
 # The first Python that is new enough, but not too new for the pinned packages.
 .venv/ready: requirements.lock pyproject.toml
 	@python=; for name in $(PYTHON) python3 python3.13 python3.12 python3.11; do \

@@ -1,6 +1,7 @@
 """The command line: what a stranger reads when something is wrong."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,19 @@ def test_a_user_without_a_home(tmp_path: Path) -> None:
     assert said.returncode == 1
     assert said.stderr.startswith("resnet-repro: MLflow cannot be loaded: ")
     assert "Set HOME to a folder that may be written" in said.stderr
+
+
+@pytest.mark.parametrize(("python", "is_remade"), [(sys.executable, False), ("/moved/away/.venv/bin/python", True)])
+def test_an_environment_whose_python_is_gone_is_made_anew(python: str, is_remade: bool, tmp_path: Path) -> None:
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    script = tmp_path / ".venv/bin/resnet-repro"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"#!{python}\n")
+    (tmp_path / ".venv/ready").touch()
+    command = ["make", "--dry-run", "estimate"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert ("Setting up .venv" in said) == is_remade
 
 
 def test_the_readme_table_is_the_reports_table() -> None:
