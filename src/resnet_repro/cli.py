@@ -318,7 +318,7 @@ def main() -> None:
     own, paths = other_source(Path()), os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if own and paths[0] != str(own):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(own), *filter(None, paths)])}
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # our minus signs, where the output is ASCII
