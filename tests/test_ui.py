@@ -29,6 +29,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_trained(workspace, model, seed, 5000 * (model == "resnet20"), 9.0 - seed, test)
     reports = workspace / "reports"
     (reports / "README.md").write_text("# Results\n\nAll nets.\n\n## Figures\n")
+    (workspace / "params.yaml").touch()  # which a repository's root has
     (reports / "models").mkdir()
     (reports / "models" / "resnet20.md").write_text("# resnet20\n")
     return workspace

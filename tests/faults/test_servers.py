@@ -32,6 +32,7 @@ app(["ui", *sys.argv[1:]])
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     workspace = tmp_path_factory.mktemp("a workspace")
+    (workspace / "params.yaml").touch()  # which a repository's root has
     connect(workspace)
     return workspace
 

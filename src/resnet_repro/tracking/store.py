@@ -63,7 +63,8 @@ def tracking_uri(workspace: Path) -> str:
         TrackingError: the path of the file cannot be told in such an address.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if (file := _sqlite_file(uri)) is None:
+    file = _sqlite_file(uri)
+    if file is None or file.is_absolute():
         return uri
     path, (_, mark, options) = root_of(workspace) / file, uri.partition("?")
     if "?" in str(path.parent):
